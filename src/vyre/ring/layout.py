@@ -1,0 +1,144 @@
+"""Where each word of a ring lies, who writes it, and which numbers it may hold.
+
+The only declaration of the ring: the Python producer, the native engines and the C header of the GPU engine are
+computed from it. Numbers that vyre-runtime 0.6 fixed (slot of 16 words, status values, opcodes, priorities) stay.
+
+Owns: offsets, sizes, writers, opcode ranges. Leaves to others: memory order (order), the moves (producer, engines).
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Final, NamedTuple
+
+import numpy as np
+
+# --- slots: written by the host, read by the engine -------------------------------------------------------------
+
+SLOT_WORDS: Final = 16
+SLOT_BYTES: Final = 64
+ARG_WORDS: Final = 12
+assert SLOT_BYTES == 4 * SLOT_WORDS, "one slot, one cache line of the host"
+
+
+class Status(IntEnum):
+    """Life of an item. EMPTY and PUBLISHED stand in the slot, DONE and FAULT in the completion record; CLAIMED,
+    WAIT_IO, YIELD and REQUEUE are engine memory and never cross the bus (decision 18)."""
+
+    EMPTY = 0
+    PUBLISHED = 1
+    CLAIMED = 2
+    DONE = 3
+    WAIT_IO = 4
+    YIELD = 5
+    REQUEUE = 6
+    FAULT = 7
+
+
+class Priority(IntEnum):
+    CRITICAL = 0
+    HIGH = 1
+    NORMAL = 2
+    LOW = 3
+    IDLE = 4
+
+
+class Opcode(IntEnum):
+    """Built-in opcodes of a slot. Programs are PROGRAM_FIRST + n."""
+
+    NOP = 0
+    STORE_U32 = 1
+    ATOMIC_ADD = 2
+    LOAD_U32 = 3
+    COMPARE_SWAP = 4
+    MEMCPY = 5
+    DFA_STEP = 6
+    BATCH_FENCE = 7
+    LOAD_MISS = 0xFFFD
+    PRINTF = 0xFFFE
+    PACKED_SLOT = 0x8000_0001
+    SHUTDOWN = 0xFFFF_FFFF
+
+
+NATIVE_FIRST: Final = 8
+NATIVE_LAST: Final = 0xFFEF
+PROGRAM_FIRST: Final = 0x1_0000
+PROGRAM_LAST: Final = 0x3FFF_FFFF  # tenants' opcodes begin above
+USER_LAST: Final = 0x7FFF_FFFF
+SESSION_WORDS: Final = 4_096  # u32 words that the control items work on
+
+
+class Word(NamedTuple):
+    """A u32 word of a slot: its place and writer."""
+
+    at: int
+    writer: str
+    meaning: str
+
+
+SLOT: Final = {
+    "status": Word(0, "host", "EMPTY or PUBLISHED; stored last, with release"),
+    "opcode": Word(1, "host", "built-in opcode, native handler or program"),
+    "tenant": Word(2, "host", "tenant id; 0 is the session itself"),
+    "priority": Word(3, "host", "Priority"),
+    "binding": Word(4, "host", "argument 0: binding id; of a control item: index of the session word"),
+    "first_low": Word(5, "host", "arguments 1-2: first element, a multiple of 1,024; of a control item: its operand"),
+    "first_high": Word(6, "host", "of COMPARE_SWAP: the new value"),
+    "count_low": Word(7, "host", "arguments 3-4: elements"),
+    "count_high": Word(8, "host", ""),
+    "flags": Word(9, "host", "argument 5: low half FLAG_*, high half the low 16 bits of the lap (sequence / capacity)"),
+    "inline": Word(10, "host", "arguments 6-11: parameters 0 to 2, 8 bytes each, when FLAG_INLINE_PARAMS is set"),
+}
+FLAG_INLINE_PARAMS: Final = 1
+FLAG_PART: Final = 2  # part of a stream: leave tile sums unfolded, the reader folds them in order
+
+SLOT_DTYPE: Final = np.dtype(
+    [
+        ("status", "<u4"), ("opcode", "<u4"), ("tenant", "<u4"), ("priority", "<u4"), ("binding", "<u4"),
+        ("first_low", "<u4"), ("first_high", "<u4"), ("count_low", "<u4"), ("count_high", "<u4"), ("flags", "<u4"),
+        ("inline", "<u4", (6,)),
+    ]
+)  # fmt: skip
+assert SLOT_DTYPE.itemsize == SLOT_BYTES
+assert all(SLOT_DTYPE.fields is not None and SLOT_DTYPE.fields[n][1] == 4 * w.at for n, w in SLOT.items())
+
+# --- completion records: written by the engine, read by the host ------------------------------------------------
+
+RECORD_BYTES: Final = 64
+RECORD_DTYPE: Final = np.dtype(
+    [
+        ("sequence_plus_1", "<u8"),  # stored last, with release at system scope; pairs with the reader's acquire
+        ("status", "<u4"),  # DONE or FAULT
+        ("code", "<u4"),  # FaultCode
+        ("pc", "<u4"),  # VIR0 pc of the fault; NO_PC when no instruction is to blame
+        ("opcode", "<u4"),  # of the slot
+        ("element", "<u8"),  # global index; NO_ELEMENT when no element is to blame
+        ("value", "<u8"),  # of LOAD_U32, ATOMIC_ADD (old value), COMPARE_SWAP (old value); errno of io_error
+        ("started", "<u8"),  # engine clock ticks
+        ("finished", "<u8"),  # engine clock ticks
+        ("worker", "<u8"),  # index of the worker that completed it
+    ]
+)
+assert RECORD_DTYPE.itemsize == RECORD_BYTES
+NO_PC: Final = 0xFFFF_FFFF
+NO_ELEMENT: Final = 0xFFFF_FFFF_FFFF_FFFF
+
+DEFAULT_CAPACITY: Final = 4_096
+MIN_CAPACITY: Final = 1
+MAX_CAPACITY: Final = 1 << 20
+
+# --- binding operands ---------------------------------------------------------------------------------------------
+
+
+class OperandKind(IntEnum):
+    """Where the bytes of an operand are (decision 20)."""
+
+    MEMORY = 1  # address
+    FILE = 2  # fd and byte offset; read by the worker that runs the tile
+    TABLE = 3  # address, gathered from or updated
+    OUT = 4  # address, written
+
+
+class Right(IntEnum):
+    READ = 1
+    WRITE = 2
