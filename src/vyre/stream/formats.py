@@ -1,0 +1,262 @@
+"""What lies in a file: element types by name, the ``.npy`` header, and a column as a caller writes it.
+
+Owns: the mapping between NumPy's types and VIR0's memory types, the strict ``.npy`` reader, ``Column``. Leaves to
+others: opening and cutting (source), reading (reader), writing (sink).
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import struct
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, NamedTuple
+
+import numpy as np
+
+from vyre.errors import BindError, StreamError
+from vyre.program.opcodes import MemType
+
+PathLike = str | os.PathLike[str]
+Format = Literal["auto", "raw", "npy"]
+
+NPY_MAGIC: Final = b"\x93NUMPY"
+NPY_HEADER_MAX: Final = 1 << 16  # a header of one plain column has 128 bytes; anything near this is not ours to read
+
+_NUMPY: Final[dict[MemType, np.dtype[Any]]] = {
+    MemType.i32: np.dtype("<i4"),
+    MemType.i64: np.dtype("<i8"),
+    MemType.f32: np.dtype("<f4"),
+    MemType.f64: np.dtype("<f8"),
+    MemType.i8: np.dtype("i1"),
+    MemType.u8: np.dtype("u1"),
+    MemType.i16: np.dtype("<i2"),
+    MemType.u16: np.dtype("<u2"),
+    MemType.u32: np.dtype("<u4"),
+    MemType.u64: np.dtype("<u8"),
+    MemType.f16: np.dtype("<f2"),
+    MemType.bf16: np.dtype("<u2"),  # NumPy has no bfloat16: its bits
+    MemType.bool: np.dtype("?"),
+}
+_MEMTYPE: Final[dict[np.dtype[Any], MemType]] = {
+    dtype: memtype for memtype, dtype in _NUMPY.items() if memtype is not MemType.bf16
+}
+_BY_NAME: Final[dict[str, MemType]] = {
+    **{memtype.name: memtype for memtype in MemType},
+    **{dtype.name: memtype for dtype, memtype in _MEMTYPE.items()},
+    "bfloat16": MemType.bf16,
+}
+
+
+def numpy_dtype(memtype: MemType) -> np.dtype[Any]:
+    """The NumPy type whose elements hold ``memtype``: little-endian; bf16 as its bits in uint16."""
+    return _NUMPY[memtype]
+
+
+def memtype_of(dtype: Any) -> MemType | None:
+    """The memory type that holds elements of a NumPy dtype, or None: other byte order, structured, object, ..."""
+    found = np.dtype(dtype)
+    if found.name == "bfloat16" and found.itemsize == 2:  # registered by ml_dtypes
+        return MemType.bf16
+    return _MEMTYPE.get(found) if found.subdtype is None else None
+
+
+def memtype(spec: MemType | str | np.dtype[Any] | type) -> MemType:
+    """The memory type that a caller names.
+
+    Strings are VIR0's names ("f32", "u8": eight bits) or NumPy's long ones ("float32"). NumPy's short codes are not
+    taken, because its "i8" has 64 bits; a ``np.dtype`` is.
+
+    Raises:
+        BindError: no memory type is meant by it.
+    """
+    if isinstance(spec, MemType):
+        return spec
+    if isinstance(spec, str):
+        found = _BY_NAME.get(spec)
+    else:
+        try:
+            found = memtype_of(spec)
+        except TypeError:
+            found = None
+    if found is None:
+        raise BindError(
+            f"element type {spec if isinstance(spec, str) else repr(spec)} is none that memory can hold",
+            fix=f"one of {', '.join(t.name for t in MemType)}, NumPy's long names, or a native np.dtype",
+        )
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of elements over one or several files, in the order given; a directory is its files in byte order.
+
+    Attributes:
+        paths: files or directories. A single path may be given bare.
+        dtype: element type; None takes it from the ``.npy`` header, or from the program for raw files.
+        offset: bytes before the first element, in each file (raw only).
+        elements: elements to take (raw only, one file only); None takes all.
+        format: "raw", "npy", or "auto": ``.npy`` by its name, raw otherwise.
+    """
+
+    paths: tuple[str, ...]
+    dtype: MemType | None
+    offset: int
+    elements: int | None
+    format: Format
+
+    def __init__(
+        self,
+        paths: PathLike | Sequence[PathLike],
+        dtype: MemType | str | np.dtype[Any] | type | None = None,
+        offset: int = 0,
+        elements: int | None = None,
+        format: Format = "auto",
+    ) -> None:
+        listed = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+        if format not in ("auto", "raw", "npy"):
+            raise BindError(f"column format {format!r} is unknown", fix='"auto", "raw" or "npy"')
+        if format == "npy" and (offset or elements is not None):
+            raise BindError("offset and elements cut raw files; a .npy file says itself where its elements are")
+        if offset < 0 or (elements is not None and elements < 0):
+            raise BindError(f"offset {offset} and elements {elements} of a column cannot be negative")
+        if format == "auto" and (offset or elements is not None):
+            format = "raw"
+        if elements is not None and len(listed) != 1:
+            raise BindError(f"elements={elements} names a part of one file, but the column has {len(listed)} paths")
+        object.__setattr__(self, "paths", tuple(os.fspath(path) for path in listed))
+        object.__setattr__(self, "dtype", None if dtype is None else memtype(dtype))
+        object.__setattr__(self, "offset", offset)
+        object.__setattr__(self, "elements", elements)
+        object.__setattr__(self, "format", format)
+
+
+def raw(
+    path: PathLike | Sequence[PathLike],
+    dtype: MemType | str | np.dtype[Any] | type,
+    offset: int = 0,
+    elements: int | None = None,
+) -> Column:
+    """A column of bare elements, whatever the files are called (the bytes of a ``.npy`` file too)."""
+    return Column(path, dtype, offset, elements, "raw")
+
+
+def npy(path: PathLike | Sequence[PathLike]) -> Column:
+    """A column of ``.npy`` files, whatever they are called."""
+    return Column(path, format="npy")
+
+
+class NpyHeader(NamedTuple):
+    """Where the elements of a ``.npy`` file are. ``offset`` in bytes from the start of the file."""
+
+    dtype: MemType
+    elements: int
+    offset: int
+
+
+def read_npy_header(fd: int, path: str, size: int) -> NpyHeader:
+    """Read the header of a ``.npy`` file of ``size`` bytes. Nothing in it is executed and nothing unpickled.
+
+    Raises:
+        StreamError: not a ``.npy`` file, cut short, or elements that cannot be read where they lie; with the way out.
+    Source:
+        numpy.lib.format, "Format Version 1.0" to "3.0".
+    """
+    start = os.pread(fd, 12, 0)
+    if start[:6] != NPY_MAGIC:
+        raise StreamError(
+            f"{path}: not a .npy file: begins with {start[:6].hex(' ') or 'nothing'}, not 93 4e 55 4d 50 59",
+            fix=f"for a file of bare elements write vyre.raw({path!r}, dtype)",
+        )
+    version = tuple(start[6:8])
+    if version not in ((1, 0), (2, 0), (3, 0)):
+        raise StreamError(f"{path}: .npy version {'.'.join(map(str, version)) or 'missing'} is none of 1.0, 2.0, 3.0")
+    prefix, pattern = (10, "<H") if version == (1, 0) else (12, "<I")
+    if len(start) < prefix:
+        raise StreamError(f"{path}: .npy header cut short: the file has {size} bytes")
+    (length,) = struct.unpack(pattern, start[8:prefix])
+    if length > NPY_HEADER_MAX:
+        raise StreamError(f"{path}: .npy header of {length} bytes is longer than {NPY_HEADER_MAX}")
+    text = os.pread(fd, length, prefix)
+    if len(text) != length:
+        raise StreamError(f"{path}: .npy header cut short: {length} bytes from offset {prefix}, file has {size} bytes")
+    try:
+        header = ast.literal_eval(text.decode("utf-8" if version == (3, 0) else "latin-1").strip())
+    except (ValueError, SyntaxError, UnicodeDecodeError, MemoryError, RecursionError) as error:
+        raise StreamError(f"{path}: .npy header is not a dictionary of plain values") from error
+    if not isinstance(header, dict) or header.keys() != {"descr", "fortran_order", "shape"}:
+        raise StreamError(f"{path}: .npy header needs exactly the keys descr, fortran_order, shape")
+    shape = header["shape"]
+    if not isinstance(shape, tuple) or not all(type(extent) is int and extent >= 0 for extent in shape):
+        raise StreamError(f"{path}: .npy shape {shape!r} is not a tuple of lengths")
+    found = _npy_memtype(path, header["descr"])
+    if header["fortran_order"] not in (False, True):
+        raise StreamError(f"{path}: .npy fortran_order {header['fortran_order']!r} is neither True nor False")
+    if header["fortran_order"] and sum(extent != 1 for extent in shape) > 1:
+        raise StreamError(
+            f"{path}: shape {shape} in Fortran order: elements are numbered in C order",
+            fix=f"np.save({path!r}, np.ascontiguousarray(np.load({path!r})))",
+        )
+    elements = 1
+    for extent in shape:
+        elements *= extent
+    offset = prefix + length
+    expected = offset + elements * found.size
+    if size != expected:
+        raise StreamError(
+            f"{path}: {'cut short' if size < expected else 'longer than its array'}: shape {shape} of {found.name} "
+            f"needs {expected} bytes, the file has {size}",
+            fix=""
+            if size < expected
+            else f"to read the first array only: vyre.raw({path!r}, {found.name!r}, {offset}, {elements})",
+        )
+    return NpyHeader(found, elements, offset)
+
+
+def _npy_memtype(path: str, descr: object) -> MemType:
+    """The memory type of a header's ``descr``; refuses objects, structures and the other byte order by name."""
+    if not isinstance(descr, str):
+        raise StreamError(
+            f"{path}: structured elements ({len(descr) if isinstance(descr, list) else '?'} fields)",
+            fix=f"save each field as a column: np.save('field.npy', np.load({path!r})['field'])",
+        )
+    try:
+        dtype = np.dtype(descr if re.fullmatch(r"[<>|=]?[a-zA-Z?]\d*(\[[\w/]+\])?", descr) else "unknown")
+    except TypeError as error:
+        raise StreamError(f"{path}: .npy element type {descr!r} is unknown") from error
+    if dtype.hasobject:
+        raise StreamError(
+            f"{path}: Python objects (pickled): reading them could run code, so they are never loaded",
+            fix="save plain numbers: np.save(path, array.astype(np.float64))",
+        )
+    found = memtype_of(dtype)
+    if found is not None:
+        return found
+    swapped = memtype_of(dtype.newbyteorder("=")) if dtype.byteorder in "<>" else None
+    if swapped is not None and sys.byteorder == "little":
+        raise StreamError(
+            f"{path}: {dtype.str} has big-endian elements",
+            fix=f"np.save({path!r}, np.load({path!r}).astype(np.{dtype.newbyteorder('=').name}))",
+        )
+    if dtype.kind in "mM":
+        raise StreamError(f"{path}: {dtype} is none of VIR0's types", fix="save its integers: array.view(np.int64)")
+    raise StreamError(
+        f"{path}: elements of type {dtype} ({dtype.str}) are none of VIR0's types",
+        fix=f"save as one of {', '.join(t.name for t in MemType if t is not MemType.bf16)}, or as several columns",
+    )
+
+
+def npy_header(memtype: MemType, elements: int) -> bytes:
+    """A version 1.0 header of 128 bytes for a 1-D array, so that it can be written again with another length.
+
+    Raises:
+        BindError: bf16, which ``.npy`` cannot name.
+    """
+    if memtype is MemType.bf16:
+        raise BindError(".npy has no bf16", fix="write raw, or store f32 or f16")
+    text = f"{{'descr': '{numpy_dtype(memtype).str}', 'fortran_order': False, 'shape': ({elements},), }}"
+    body = text.encode("latin-1").ljust(117) + b"\n"
+    return NPY_MAGIC + bytes((1, 0)) + struct.pack("<H", len(body)) + body

@@ -1,0 +1,418 @@
+"""What there is to read: columns opened, checked against each other, and cut into chunks.
+
+Owns: file descriptors of the inputs, which bytes hold which elements, where chunks are cut. Leaves to others: how the
+bytes come in (plan, reader), what a file's header means (formats).
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vyre.errors import BindError, StreamError
+from vyre.program.opcodes import MemType
+from vyre.stream.formats import NPY_MAGIC, Column, PathLike, memtype_of, numpy_dtype, read_npy_header
+
+TILE: Final = 1_024  # decision 1: chunks start and, but for the last, end at a tile
+COLD_CHUNK_BYTES: Final = 1 << 20  # of the widest column
+HOT_CHUNK_ELEMENTS: Final = 1 << 20  # one span of tiles: few slots, and every worker has its share of tiles
+
+ColumnSpec = PathLike | Sequence[PathLike] | Column | NDArray[Any]
+
+
+@dataclass(slots=True, eq=False)
+class File:
+    """An open regular file. The descriptor stays the same when the path is replaced meanwhile.
+
+    Attributes:
+        path: as the caller wrote it, for messages.
+        fd: for reading through the page cache.
+        size, modified_ns: when it was opened.
+        device: ``st_dev``.
+        direct_fd: a second descriptor with O_DIRECT, or -1; opened by plan.
+        align: bytes to which direct reads are widened, 0 while there is no ``direct_fd``.
+    """
+
+    path: str
+    fd: int
+    size: int
+    modified_ns: int
+    device: int
+    direct_fd: int = -1
+    align: int = 0
+
+    def close(self) -> None:
+        """Close both descriptors. Calling it again does nothing."""
+        fds, self.fd, self.direct_fd = (self.fd, self.direct_fd), -1, -1
+        for fd in fds:
+            if fd >= 0:
+                os.close(fd)
+
+
+class Piece(NamedTuple):
+    """Bytes of one column of one chunk that lie together: in ``file`` at ``offset``, or (file None) at ``address``."""
+
+    file: File | None
+    offset: int
+    bytes: int
+    address: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Elements [first, first + count) of every column. ``index`` numbers chunks from 0 in element order."""
+
+    index: int
+    first: int
+    count: int
+
+
+@dataclass(slots=True)
+class _Segment:
+    """Elements [first, first + elements) of a column lie in ``file`` from byte ``offset`` on."""
+
+    file: File
+    first: int
+    elements: int
+    offset: int
+
+
+@dataclass(slots=True)
+class _Opened:
+    """A column with its files open, or an array."""
+
+    dtype: MemType
+    segments: list[_Segment] = field(default_factory=list)
+    array: NDArray[Any] | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def count(self) -> int:
+        if self.array is not None:
+            return int(self.array.size)
+        return self.segments[-1].first + self.segments[-1].elements if self.segments else 0
+
+
+class Source:
+    """Columns of equal length, cut at the same elements. Close it, or use it in a ``with``.
+
+    Attributes:
+        types: memory type of each column by name, in the order of the declarations.
+        count: elements of each column.
+        files: every file that is open, by column name.
+        notes: what was done on the way that costs something or leaves something out, one line each.
+    """
+
+    def __init__(self, columns: Mapping[str, _Opened]) -> None:
+        self._columns = dict(columns)
+        self.types = {name: column.dtype for name, column in columns.items()}
+        self.files = {name: [s.file for s in column.segments] for name, column in columns.items()}
+        self.notes = [note for column in columns.values() for note in column.notes]
+        self.count = next((column.count for column in columns.values()), 0)
+        self._starts = {name: [s.first for s in column.segments] for name, column in columns.items()}
+        self._cuts = sorted({start for starts in self._starts.values() for start in starts if 0 < start < self.count})
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all columns together."""
+        return self.count * sum(dtype.size for dtype in self.types.values())
+
+    def chunk_elements(self, *, hot: bool) -> int:
+        """The default length of a chunk: a span when workers read the files, else 1 MiB of the widest column."""
+        if hot:
+            return HOT_CHUNK_ELEMENTS
+        return COLD_CHUNK_BYTES // max((dtype.size for dtype in self.types.values()), default=1)
+
+    def chunks(self, chunk_elements: int) -> Iterator[Chunk]:
+        """Cut all columns at the same elements.
+
+        A chunk lies in one file of each column, so that it can be read where it is, except for short ones around the
+        ends of files.
+
+        Args:
+            chunk_elements: longest chunk; rounded up to a multiple of 1,024.
+        """
+        longest = max(TILE, -(-chunk_elements // TILE) * TILE)
+        index = first = 0
+        while first < self.count:
+            last = min(first + longest, self.count)
+            at = bisect.bisect_right(self._cuts, first)
+            if at < len(self._cuts) and self._cuts[at] < last:
+                cut = self._cuts[at] // TILE * TILE
+                if cut > first:
+                    last = cut
+                else:  # the end of a file lies in this tile: take it, and what small files follow closely
+                    end = first + TILE
+                    while at < len(self._cuts) and self._cuts[at] < min(last, end + longest // 8):
+                        end = max(end, -(-self._cuts[at] // TILE) * TILE)
+                        at += 1
+                    last = min(last, end)
+            yield Chunk(index, first, last - first)
+            index, first = index + 1, last
+
+    def pieces(self, name: str, first: int, count: int) -> list[Piece]:
+        """Where elements [first, first + count) of a column lie, in order. More than one piece: they cross files."""
+        column = self._columns[name]
+        size = column.dtype.size
+        if column.array is not None:
+            return [Piece(None, 0, count * size, column.array.ctypes.data + first * size)]
+        found = []
+        at = bisect.bisect_right(self._starts[name], first) - 1
+        while count > 0:
+            segment = column.segments[at]
+            inside = first - segment.first
+            here = min(count, segment.elements - inside)
+            if here > 0:
+                found.append(Piece(segment.file, segment.offset + inside * size, here * size, 0))
+            first, count, at = first + here, count - here, at + 1
+        return found
+
+    def read_error(self, first: int, count: int, code: int = 0) -> StreamError:
+        """The error for a chunk that somebody else could not read: which file, where, what was expected.
+
+        Args:
+            code: errno of the failed read, 0 when the file ended early.
+        """
+        pieces = [piece for name in self._columns for piece in self.pieces(name, first, count)]
+        for piece in pieces:
+            if piece.file is not None and os.fstat(piece.file.fd).st_size < piece.offset + piece.bytes:
+                return shrank(piece.file, piece.offset, piece.bytes)
+        names = ", ".join(dict.fromkeys(piece.file.path for piece in pieces if piece.file is not None))
+        cause = f"{os.strerror(code)} ({errno.errorcode.get(code, code)})" if code else "read ended early"
+        return stream_error(f"{names}: {cause} while elements {first} to {first + count - 1} were read", code=code)
+
+    def changed(self) -> list[str]:
+        """Files that were written to since they were opened, one sentence each: their elements may be mixed."""
+        found = []
+        for file in dict.fromkeys(file for files in self.files.values() for file in files):
+            now = os.fstat(file.fd)
+            if now.st_size != file.size or now.st_mtime_ns != file.modified_ns:
+                found.append(f"{file.path} was changed while it was read ({file.size} -> {now.st_size} bytes)")
+        return found
+
+    def close(self) -> None:
+        """Close every file. Nothing may be reading any more."""
+        for files in self.files.values():
+            for file in files:
+                file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def stream_error(message: str, *, fix: str = "", code: int = 0) -> StreamError:
+    """A StreamError that carries ``errno`` as every OSError does."""
+    error = StreamError(message, fix=fix)
+    if code:
+        error.errno = code
+    return error
+
+
+def shrank(file: File, offset: int, expected: int) -> StreamError:
+    """The error for a file that ends before bytes that were there when it was opened."""
+    size = os.fstat(file.fd).st_size
+    return stream_error(
+        f"{file.path}: shrank while it was read: expected {expected} bytes at offset {offset} of a file of "
+        f"{file.size} bytes, which now has {size}",
+        fix="read a file that nobody truncates, or a copy of it",
+    )
+
+
+def open_columns(spec: Mapping[str, ColumnSpec], declared: Mapping[str, MemType]) -> Source:
+    """Open the columns of a stream and check them against the program's inputs and each other.
+
+    Args:
+        spec: for each input a path, several paths (one stream in this order), a Column, or an array in memory.
+        declared: the program's inputs, in order.
+    Raises:
+        BindError: unknown or missing names, element types that differ, unequal lengths.
+        StreamError: files that cannot be read or are not what their names say.
+    """
+    for name in spec:
+        if name not in declared:
+            raise BindError(f"no input is called {name!r}", fix=f"the inputs are {', '.join(declared) or 'none'}")
+    missing = [name for name in declared if name not in spec]
+    if missing:
+        raise BindError(f"input {missing[0]!r} has no column", fix=f"give {', '.join(f'{n}=PATH' for n in missing)}")
+    opened: dict[str, _Opened] = {}
+    with contextlib.ExitStack() as undo:
+        for name, dtype in declared.items():
+            what = spec[name]
+            if isinstance(what, np.ndarray):
+                opened[name] = _open_array(name, what, dtype)
+            else:
+                column = what if isinstance(what, Column) else Column(what)
+                opened[name] = _open_files(name, column, dtype, undo)
+        _check_lengths(opened)
+        undo.pop_all()
+    return Source(opened)
+
+
+def _check_lengths(opened: Mapping[str, _Opened]) -> None:
+    lengths = {name: column.count for name, column in opened.items()}
+    reference = next(iter(lengths), "")
+    for name, length in lengths.items():
+        if length != lengths[reference]:
+            raise BindError(
+                f"columns are zipped by element, but {reference!r} has {lengths[reference]} elements and {name!r} "
+                f"has {length}",
+                fix="give columns of one length; Column(path, dtype, offset, elements) takes a part of a raw file",
+            )
+
+
+def _check_type(what: str, found: MemType, dtype: MemType, cast: str) -> None:
+    if found is not dtype:
+        raise BindError(f"{what} has elements of type {found.name}, but the input is declared {dtype.name}", fix=cast)
+
+
+def _open_array(name: str, array: NDArray[Any], dtype: MemType) -> _Opened:
+    found = memtype_of(array.dtype)
+    cast = f"{name}.astype(np.{numpy_dtype(dtype).name})"
+    if found is None:
+        raise BindError(f"array {name!r} has elements of type {array.dtype}, which memory cannot hold", fix=cast)
+    _check_type(f"array {name!r}", found, dtype, cast)
+    notes = [] if array.flags.c_contiguous else [f"{name}: copied once, because the array is strided"]
+    return _Opened(dtype, array=np.ascontiguousarray(array), notes=notes)
+
+
+def _open_files(name: str, column: Column, dtype: MemType, undo: contextlib.ExitStack) -> _Opened:
+    opened = _Opened(dtype)
+    if not column.paths:
+        raise BindError(f"input {name!r} has an empty list of paths", fix="give at least one file")
+    if column.dtype is not None:
+        cast = f"declare the input {column.dtype.name}, or write another file with the cast"
+        _check_type(f"column {name!r} ({column.paths[0]})", column.dtype, dtype, cast)
+    first = 0
+    for path, listed in _files_of(column.paths, opened.notes):
+        file = _open_file(path, undo)
+        is_npy = column.format == "npy" or (column.format == "auto" and path.endswith(".npy"))
+        if listed and column.elements is not None:
+            raise BindError(f"elements={column.elements} names a part of one file, but {path} is one of a directory")
+        if is_npy:
+            header = read_npy_header(file.fd, path, file.size)
+            cast = f"np.save({path!r}, np.load({path!r}).astype(np.{numpy_dtype(dtype).name}))"
+            if dtype is MemType.bf16:
+                cast = f"bf16 is read from raw files only: np.load({path!r}).tofile('raw.bin')"
+            _check_type(f"{path} (input {name!r})", header.dtype, dtype, cast)
+            offset, elements = header.offset, header.elements
+        else:
+            offset, elements = column.offset, _raw_elements(file, column, dtype)
+        opened.segments.append(_Segment(file, first, elements, offset))
+        first += elements
+    return opened
+
+
+def _raw_elements(file: File, column: Column, dtype: MemType) -> int:
+    if column.format == "auto" and os.pread(file.fd, 6, 0) == NPY_MAGIC:
+        raise stream_error(
+            f"{file.path}: begins like a .npy file but is not called one",
+            fix=f"vyre.npy({file.path!r}) reads its array, vyre.raw({file.path!r}, {dtype.name!r}) its bytes",
+        )
+    size = file.size - column.offset
+    if size < 0:
+        raise stream_error(f"{file.path}: offset {column.offset} lies beyond the end: the file has {file.size} bytes")
+    if column.elements is not None:
+        if column.elements * dtype.size > size:
+            raise stream_error(
+                f"{file.path}: {column.elements} elements of {dtype.name} from offset {column.offset} need "
+                f"{column.offset + column.elements * dtype.size} bytes, the file has {file.size}"
+            )
+        return column.elements
+    if size % dtype.size:
+        after = f" after offset {column.offset}" if column.offset else ""
+        raise stream_error(
+            f"{file.path}: {size} bytes{after} are no whole number of {dtype.name} elements of {dtype.size} bytes: "
+            f"{size % dtype.size} left over",
+            fix=f"the wrong type, or a cut file; Column({file.path!r}, {dtype.name!r}, elements={size // dtype.size}) "
+            "takes the whole ones",
+        )
+    return size // dtype.size
+
+
+def _files_of(paths: Sequence[str], notes: list[str]) -> Iterator[tuple[str, bool]]:
+    """Each file to read, and whether it was found in a directory. Hidden files of a directory are left out."""
+    for path in paths:
+        try:
+            is_directory = stat.S_ISDIR(os.stat(path).st_mode)
+            names = sorted(os.listdir(path), key=os.fsencode) if is_directory else []
+        except (OSError, ValueError) as error:
+            raise _cannot_open(path, error) from None
+        if not is_directory:
+            yield path, False
+            continue
+        hidden = [name for name in names if name.startswith(".")]
+        if hidden:
+            notes.append(f"{path}: {len(hidden)} hidden files left out ({hidden[0]}, ...)")
+        if len(hidden) == len(names):
+            raise stream_error(f"{path}: the directory has no files to read")
+        for name in names:
+            if not name.startswith("."):
+                inside = os.path.join(path, name)
+                if os.path.isdir(inside):
+                    raise stream_error(
+                        f"{inside}: a directory in a directory", fix="name the directories that hold the files"
+                    )
+                yield inside, True
+
+
+def _open_file(path: str, undo: contextlib.ExitStack) -> File:
+    try:
+        # O_NONBLOCK, so that a pipe without a writer is refused instead of waited for.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError as error:
+        raise _cannot_open(path, error) from None
+    status = os.fstat(fd)
+    file = File(path, fd, status.st_size, status.st_mtime_ns, status.st_dev)
+    undo.callback(file.close)
+    if not stat.S_ISREG(status.st_mode):
+        kind = next((text for test, text in _KINDS if test(status.st_mode)), "no regular file")
+        raise stream_error(
+            f"{path}: {kind}: columns are read at any offset, so they must be regular files",
+            fix="write it to a file first (cat PIPE > FILE)",
+            code=errno.ESPIPE,
+        )
+    # io_uring takes O_NONBLOCK on a regular file as "never wait" and answers EAGAIN.
+    fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) & ~os.O_NONBLOCK)
+    try:
+        unsized = status.st_size == 0 and os.pread(fd, 1, 0) != b""
+    except OSError as error:
+        raise _cannot_open(path, error) from None
+    if unsized:
+        raise stream_error(
+            f"{path}: has bytes but no length (as files in /proc and /sys have)", fix="copy it to a file first"
+        )
+    return file
+
+
+_KINDS: Final = (
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a character device"),
+    (stat.S_ISBLK, "a block device"),
+    (stat.S_ISDIR, "a directory"),
+)
+
+
+def _cannot_open(path: str, error: OSError | ValueError) -> StreamError:
+    code = (error.errno or 0) if isinstance(error, OSError) else 0
+    fix = {
+        errno.ENOENT: "check the spelling; relative paths begin at the working directory " + os.getcwd(),
+        errno.EACCES: "give yourself the right to read it (chmod u+r)",
+        errno.EMFILE: "allow more open files: ulimit -n 65536",
+        errno.ENXIO: "write it to a file first",
+    }.get(code, "")
+    reason = f"{os.strerror(code)} ({errno.errorcode.get(code, code)})" if code else str(error)
+    return stream_error(f"{path!r}: cannot be read: {reason}", fix=fix, code=code)
