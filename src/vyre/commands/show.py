@@ -1,0 +1,152 @@
+"""How commands show things: tables for people, JSON for programs, notes and progress on standard error.
+
+Owns: the look of the output. Results go to standard output, all else to standard error, so that a pipe gets the
+result alone. rich is imported when the first table is drawn.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import IO, TYPE_CHECKING, Any, Protocol
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+WIDTH_OF_A_PIPE = 200
+"""Columns of a table that nobody's terminal limits."""
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A rich console on what ``sys.stdout`` (or ``sys.stderr``) is now. Plain text of a fixed width into a pipe."""
+    from rich.console import Console
+
+    stream: IO[str] = sys.stderr if stderr else sys.stdout
+    wide = None if stream.isatty() else WIDTH_OF_A_PIPE
+    return Console(file=stream, width=wide, highlight=False, soft_wrap=False, emoji=False)
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[int] = ()) -> None:
+    """Print a table on standard output.
+
+    Args:
+        title: line above it, "" for none.
+        columns: headings; all "" for a table without a heading.
+        rows: cells; anything, as ``str``. Markup in them is shown, not obeyed.
+        right: indices of the columns that are aligned right.
+    """
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(
+        title=Text(title) if title else None,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        show_header=any(columns),
+        pad_edge=False,
+        show_edge=False,
+    )
+    for i, name in enumerate(columns):
+        drawn.add_column(Text(name), justify="right" if i in right else "left", overflow="fold")
+    for row in rows:
+        drawn.add_row(*(Text(str(cell)) for cell in row))
+    console().print(drawn)
+
+
+def plain(value: Any) -> Any:
+    """``value`` as JSON has it: NumPy values as Python's, bytes as hex, NaN and infinities as strings."""
+    if isinstance(value, Mapping):
+        return {str(name): plain(each) for name, each in value.items()}
+    if isinstance(value, bytes):
+        return value.hex()
+    if hasattr(value, "tolist"):  # arrays and scalars of NumPy
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return str(value)
+
+
+def as_json(value: Any) -> None:
+    """Print ``value`` as one JSON document on standard output."""
+    click.echo(json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def note(text: str) -> None:
+    """One line on standard error: what is going on, not the result."""
+    click.echo(text, err=True)
+
+
+def number(value: float, digits: int = 3) -> str:
+    """A number for people: ``digits`` significant digits, thousands apart, never an exponent for common sizes."""
+    if value == 0 or not math.isfinite(value):
+        return str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{min(places, 9)}f}" if abs(value) >= 1e-6 else f"{value:.{digits}g}"
+
+
+def seconds(value: float) -> str:
+    """A time for people, in the unit that fits: 1.53 s, 12.0 ms, 4.80 us."""
+    for unit, scale in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
+        if abs(value) >= scale or unit == "us":
+            return f"{number(value / scale)} {unit}"
+    raise AssertionError
+
+
+def size(count: float) -> str:
+    """Bytes for people: 312 B, 4.70 MB, 1.20 GB."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= scale:
+            return f"{number(count / scale)} {unit}"
+    return f"{int(count)} B"
+
+
+class Bar(Protocol):
+    """A progress bar, or its stand-in where nobody watches."""
+
+    def __call__(self, done: int, total: int | None = None) -> None:
+        """Show that ``done`` of ``total`` bytes (or rows) are done, counted from the start."""
+
+
+@contextmanager
+def progress(what: str, total: int | None = None, *, bytes_: bool = False) -> Iterator[Bar]:
+    """A progress bar on standard error while the block runs; nothing at all when that is no terminal.
+
+    Args:
+        what: the words before the bar.
+        total: how much there is to do, None while unknown.
+        bytes_: show sizes and a rate in bytes.
+    """
+    if not sys.stderr.isatty():
+        yield lambda done, total=None: None
+        return
+    from rich import progress as rich
+
+    columns: list[rich.ProgressColumn] = [rich.TextColumn("{task.description}"), rich.BarColumn()]
+    if bytes_:
+        columns += [rich.DownloadColumn(), rich.TransferSpeedColumn()]
+    else:
+        columns += [rich.MofNCompleteColumn()]
+    columns += [rich.TimeRemainingColumn()]
+    with rich.Progress(*columns, console=console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=total)
+
+        def update(done: int, total: int | None = None) -> None:
+            if total is None:
+                bar.update(task, completed=done)
+            else:
+                bar.update(task, completed=done, total=total)
+
+        yield update
