@@ -184,6 +184,7 @@ class Builder:
             d = dst
         if len(regs) != arity:
             self._miscounted(name, len(regs))
+        fields: tuple[int, ...]
         if arity == 2:
             fields = (code, d, regs[0], regs[1], 0, imm)
         elif arity == 1:
@@ -359,8 +360,8 @@ def fit_registers(program: Program) -> Program:
     code = []
     for instr in program.code:
         has_result, arity = _FIELDS[instr.op]
-        args = [place[reg] for reg in instr[2 : 2 + arity]] + [0] * (3 - arity)
-        code.append(Instr(instr.op, place[instr.dst] if has_result else 0, *args, instr.imm))
+        a, b, c = (*(place[reg] for reg in instr[2 : 2 + arity]), 0, 0, 0)[:3]
+        code.append(Instr(instr.op, place[instr.dst] if has_result else 0, a, b, c, instr.imm))
     return replace(program, registers=tuple(types), code=tuple(code))
 
 
