@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Any, Final, NoReturn
 
 from vyre.errors import VerifyError
+from vyre.program import bytecode
 from vyre.program.ir import Instr, Program
 from vyre.program.opcodes import (
     MAX_BLOCK_DEPTH,
@@ -171,8 +172,6 @@ class Verified:
     def identity(self) -> bytes:
         found = self._identity
         if found is None:
-            from vyre.program import bytecode  # bytecode knows this module too
-
             found = bytecode.identity(self._program)
             object.__setattr__(self, "_identity", found)
         return found
@@ -190,8 +189,6 @@ class Verified:
         return hash(self.identity)
 
     def __reduce__(self) -> tuple[Any, tuple[bytes]]:
-        from vyre.program import bytecode
-
         return _restore, (bytecode.encode(self._program),)
 
     def __repr__(self) -> str:
@@ -199,8 +196,6 @@ class Verified:
 
 
 def _restore(data: bytes) -> Verified:
-    from vyre.program import bytecode
-
     return Verified(bytecode.decode(data))
 
 
