@@ -127,6 +127,34 @@ DEFAULT_CAPACITY: Final = 4_096
 MIN_CAPACITY: Final = 1
 MAX_CAPACITY: Final = 1 << 20
 
+# --- control block of a ring: one cache line per writer, byte offsets --------------------------------------------
+
+RING_TAIL: Final = 0  # u64, producer: sequences below it are published; stored last, with release
+RING_FULL: Final = 8  # u64, producer: publishes refused because the ring was full
+RING_LOCK: Final = 64  # u32, producers: 1 while one of them publishes
+RING_HEAD: Final = 128  # u64, engine: next ticket; moved by compare-and-swap
+RING_COMPLETED: Final = 192  # u64, engine: items completed; never ahead of the records
+RING_MASK: Final = 256  # u64, constant: capacity - 1
+RING_SHIFT: Final = 264  # u64, constant: log2 of the capacity
+RING_SLOTS: Final = 272  # u64, constant: address of the slots
+RING_RECORDS: Final = 280  # u64, constant: address of the completion records
+RING_STOPS: Final = 288  # u64, constant: address of one u64 per slot: 0, STOP_NOW, or CLOCK_MONOTONIC ns of a deadline
+RING_CONTROL_BYTES: Final = 512
+STOP_NOW: Final = 1  # in a slot's stop word: cancelled
+SEQUENCE_NONE: Final = 0xFFFF_FFFF_FFFF_FFFF  # what publish answers when the ring is full
+
+# --- session block: what the rings of one engine share ----------------------------------------------------------
+
+SESSION_WORK_BELL: Final = 0  # u32 futex: bumped to wake workers
+SESSION_SLEEPERS: Final = 64  # u32: workers asleep or about to be
+SESSION_DONE_BELL: Final = 128  # u32 futex: bumped to wake waiters
+SESSION_WAITERS: Final = 192  # u32: waiters asleep or about to be
+SESSION_STOP: Final = 256  # u32, host: 1 asks workers to leave
+SESSION_RING_COUNT: Final = 320  # u64, host: entries of the ring list in use
+SESSION_RING_LIST: Final = 384  # u64[MAX_RINGS], host: address of a ring's control block, or 0
+MAX_RINGS: Final = 16
+SESSION_BLOCK_BYTES: Final = 512
+
 # --- binding operands ---------------------------------------------------------------------------------------------
 
 
