@@ -222,19 +222,19 @@ def _declared(
                 (dtype, detail, zero, extra), word = next(rows)
                 mem = _MEM_TYPES[dtype]
                 if zero or (extra and kind != _ACCUMULATORS) or (detail and kind in _STREAMS):
-                    raise BytecodeError(f"declaration {word}: reserved bytes are not 0")
+                    raise BytecodeError(f"declaration {word[:60]!r}: reserved bytes are not 0")
                 if kind in _STREAMS:
                     entries.append(Stream(word, mem))
                 elif kind == _PARAMS:
                     if detail > 1 or defaults[index] > 0 == detail:
-                        raise BytecodeError(f"param {word}: default {defaults[index]} with the flag {detail}")
+                        raise BytecodeError(f"param {word[:60]!r}: default {defaults[index]} with the flag {detail}")
                     entries.append(Param(word, mem, defaults[index] if detail else None))
                 elif kind == _TABLES:
                     entries.append(Table(word, mem, _ACCESS[detail]))
                 else:
                     entries.append(Accumulator(word, _KINDS[detail], mem, extra))
     except KeyError as error:
-        raise BytecodeError(f"declaration {word}: {error.args[0]} is no such code") from None
+        raise BytecodeError(f"declaration {word[:60]!r}: {error.args[0]} is no such code") from None
     inputs, outputs, params, tables, accumulators, emits = map(tuple, kinds)
     return {
         "inputs": inputs,

@@ -45,9 +45,9 @@ def refuse_declarations(program: Program) -> VerifyError:
     sizes |= {f"{kind}s": (len(entries), MAX_OPERANDS) for kind, entries in kinds.items()}
     for what, (count, most) in sizes.items():
         if count > most:
-            return VerifyError(f"{program.name}: {count} {what}; at most {most}", rule="limit")
+            return VerifyError(f"program: {count} {what}; at most {most}", rule="limit")
     if not 0 < program.fuel < 1 << 32:
-        return VerifyError(f"{program.name}: fuel {program.fuel}; fuel is 1 to {(1 << 32) - 1}", rule="fuel")
+        return VerifyError(f"program: fuel {program.fuel}; fuel is 1 to {(1 << 32) - 1}", rule="fuel")
     for reg, type_ in enumerate(program.registers):
         if type(type_) is not Type:
             return VerifyError(f"register r{reg}: {type_!r} is no type", rule="declaration")
@@ -176,10 +176,10 @@ def refuse_code(
 def _no_return(program: Program, pc: int) -> VerifyError:
     if not program.code:
         return VerifyError(
-            f"{program.name}: no instructions; the last one is return", rule="return", pc=0, fix="append return"
+            "pc 0: the program has no instructions; the last one is return", rule="return", pc=0, fix="append return"
         )
     if any(type(instr) is not Instr for instr in program.code):
-        return VerifyError(f"{program.name}: instructions are Instr, not plain tuples", rule="opcode", pc=pc)
+        return VerifyError(f"program {program.name}: instructions are Instr, not plain tuples", rule="opcode", pc=pc)
     last = len(program.code) - 1
     return VerifyError(
         f"{place(program, last)}: the last instruction is not return", rule="return", pc=last, fix="append return"

@@ -38,8 +38,7 @@ def unused_fields(op: Op, instr: Instr) -> list[str]:
 def show(program: Program, pc: int) -> str:
     """Instruction ``pc`` as the listing writes it, without indent; jump targets are left out.
 
-    The instruction's operand comes first after its name for what it writes (a register, an output, a table, an
-    accumulator, an emit) and after the registers for what it reads (an input, a parameter, a constant).
+    Operands in order: the register written, the declaration or constant that the immediate means, the registers read.
     """
     instr = program.code[pc]
     op = BY_CODE.get(instr.op)
