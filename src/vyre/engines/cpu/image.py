@@ -1,0 +1,109 @@
+"""A loaded program as the worker reads it: op records, sizes, folds and identities, in one block of memory.
+
+Owns: the block's layout in use (declared in state) and the meaning of a fold. Leaves to others: op records (tileform).
+"""
+
+from __future__ import annotations
+
+import ctypes
+from array import array
+from typing import Final
+
+from vyre.engines.cpu import state
+from vyre.engines.cpu.abi import LANES
+from vyre.errors import ArenaFull
+from vyre.program.ir import Accumulator, Program
+from vyre.program.opcodes import AccKind, MemType
+
+_GRAIN_MAX: Final = 64
+
+_INF: Final = {MemType.f32: 0x7F80_0000, MemType.f64: 0x7FF0_0000_0000_0000}
+_SIGN: Final = {MemType.f32: 1 << 31, MemType.f64: 1 << 63}
+NEGATIVE_ZERO: Final = 1 << 63
+
+_EXTREMES: Final[dict[tuple[AccKind, MemType], tuple[int, int]]] = {
+    #                                 fold                 identity: what any value replaces
+    (AccKind.min, MemType.i32): (state.FOLD_MIN_S32, (1 << 31) - 1),
+    (AccKind.max, MemType.i32): (state.FOLD_MAX_S32, 1 << 31),
+    (AccKind.min, MemType.u32): (state.FOLD_MIN_U32, (1 << 32) - 1),
+    (AccKind.max, MemType.u32): (state.FOLD_MAX_U32, 0),
+    (AccKind.min, MemType.i64): (state.FOLD_MIN_S64, (1 << 63) - 1),
+    (AccKind.max, MemType.i64): (state.FOLD_MAX_S64, 1 << 63),
+    (AccKind.min, MemType.u64): (state.FOLD_MIN_U64, (1 << 64) - 1),
+    (AccKind.max, MemType.u64): (state.FOLD_MAX_U64, 0),
+    (AccKind.min, MemType.f32): (state.FOLD_MIN_F32, _INF[MemType.f32]),
+    (AccKind.max, MemType.f32): (state.FOLD_MAX_F32, _INF[MemType.f32] | _SIGN[MemType.f32]),
+    (AccKind.min, MemType.f64): (state.FOLD_MIN_F64, _INF[MemType.f64]),
+    (AccKind.max, MemType.f64): (state.FOLD_MAX_F64, _INF[MemType.f64] | _SIGN[MemType.f64]),
+}
+
+
+def fold_of(acc: Accumulator) -> tuple[int, int]:
+    """(fold number, bits that a tile's result starts from) of an accumulator."""
+    match acc.kind:
+        case AccKind.sum if acc.dtype is MemType.f64:
+            return state.FOLD_SUM, NEGATIVE_ZERO
+        case AccKind.sum | AccKind.count:
+            return state.FOLD_ADD, 0
+        case AccKind.histogram:
+            return state.FOLD_HISTOGRAM, 0
+        case _:
+            return _EXTREMES[acc.kind, acc.dtype]
+
+
+class Image:
+    """The block, and what must live as long as it.
+
+    Attributes:
+        address: of the block; what the program table holds.
+        grain: tiles that a worker takes at once.
+    """
+
+    __slots__ = ("_block", "_ops", "address", "bins", "float_sums", "grain", "program")
+
+    def __init__(self, program: Program, body: bytes, prologue: bytes, uses_fuel: bool) -> None:
+        self.program = program
+        sizes_in = [s.dtype.size for s in program.inputs]
+        sizes_out = [s.dtype.size for s in program.outputs]
+        sizes_emit = [s.dtype.size for s in program.emits]
+        folds = [fold_of(a) for a in program.accumulators]
+        self.bins = [a.bins for a in program.accumulators]
+        self.float_sums = [i for i, (fold, _) in enumerate(folds) if fold == state.FOLD_SUM]
+        if 8 * sum(self.bins) > state.HISTOGRAM_BYTES:
+            raise ArenaFull(
+                f"histograms of program {program.name} have {sum(self.bins)} bins together, a worker holds "
+                f"{state.HISTOGRAM_BYTES // 8}",
+                fix="split it into programs with fewer bins each",
+            )
+        per_tile = LANES * (sum(sizes_in) + sum(sizes_out) + sum(sizes_emit))
+        self.grain = max(1, min(_GRAIN_MAX, state.MAX_GRAIN_BYTES // max(1, per_tile)))
+        # Op records are 64 bytes; bytes objects are only 8-byte aligned on their payload, which is all they need.
+        self._ops = (ctypes.c_char * (len(prologue) + len(body))).from_buffer_copy(prologue + body)
+        ops = ctypes.addressof(self._ops)
+        lists = [*sizes_in, *sizes_out, *sizes_emit, *(f for f, _ in folds), *(i for _, i in folds), *self.bins]
+        self._block = array("Q", bytes(8 * (state.IMAGE_WORDS + len(lists))))
+        base = self.address = self._block.buffer_info()[0]
+        at = base + 8 * state.IMAGE_WORDS
+        n_in, n_out, n_emit, n_acc = len(sizes_in), len(sizes_out), len(sizes_emit), len(folds)
+        head = [
+            ops + len(prologue),
+            ops if prologue else 0,
+            n_in,
+            n_out,
+            n_acc,
+            n_emit,
+            len(program.tables),
+            len(program.params),
+            program.fuel,
+            int(uses_fuel),
+            self.grain,
+            at,
+            at + 8 * n_in,
+            at + 8 * (n_in + n_out),
+            at + 8 * (n_in + n_out + n_emit),
+            at + 8 * (n_in + n_out + n_emit + n_acc),
+            at + 8 * (n_in + n_out + n_emit + 2 * n_acc),
+            sum(1 for b in self.bins if b),
+        ]
+        assert len(head) == state.IMAGE_WORDS
+        self._block[:] = array("Q", head + lists)
