@@ -51,4 +51,4 @@ def exit_of(error: BaseException) -> Exit | None:
         for exit in EXITS:
             if kind in exit.errors:
                 return exit
-    return FAILED if isinstance(error, errors.VyreError) else None
+    return USAGE if isinstance(error, errors.VyreError) else None
