@@ -1,0 +1,205 @@
+"""``vyre doctor``: what works on this machine, what is missing, and what to do about it.
+
+Owns: the questions. Each probe stands alone, imports what it asks about, and turns a failure into a finding.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import click
+
+from vyre.commands import exits, show
+
+
+class Finding(NamedTuple):
+    """One answer: about what, how it stands ("ok", "missing", "limited"), in which words, and the way out."""
+
+    about: str
+    state: str
+    words: str
+    fix: str = ""
+
+
+@click.command()
+@click.option("--json", "json_", is_flag=True, help="print JSON")
+@click.pass_context
+def command(ctx: click.Context, json_: bool) -> None:
+    """Say what works on this machine, and what is missing; exit 4 when programs cannot run fast here."""
+    findings = []
+    for probe in PROBES:
+        try:
+            findings += list(probe())
+        except Exception as error:  # whatever a probe finds broken is its finding, and the other probes go on
+            name = probe.__name__.lstrip("_").replace("_", " ")
+            findings.append(Finding(name, "missing", f"{type(error).__name__}: {error}"))
+    if json_:
+        show.as_json([finding._asdict() for finding in findings])
+    else:
+        show.table("", ("", "", ""), [(f.about, f.state, f.words) for f in findings])
+        for finding in findings:
+            if finding.fix:
+                click.echo(f"{finding.about}: {finding.fix}")
+    if any(f.about == "engine cpu" and f.state == "missing" for f in findings):
+        ctx.exit(exits.ENGINE.code)
+
+
+def _versions() -> Iterator[Finding]:
+    from importlib import metadata
+
+    from vyre import __version__
+
+    packages = []
+    for name in ("numpy", "llvmlite", "click", "rich"):
+        try:
+            packages.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            yield Finding(name, "missing", "not installed", f"pip install {name}")
+    yield Finding("vyre", "ok", f"{__version__}, Python {platform.python_version()}, {', '.join(packages)}")
+    system = f"{platform.system()} {platform.release()}, {platform.machine()}"
+    if sys.platform == "linux" and platform.machine() == "x86_64":
+        yield Finding("system", "ok", system)
+    else:
+        yield Finding("system", "limited", f"{system}: the cpu and cuda engines are tested on Linux x86-64 only")
+
+
+def _processor() -> Iterator[Finding]:
+    from vyre.bench.schema import machine
+
+    yield Finding("processor", "ok", machine())
+    try:
+        quota, _, period = Path("/sys/fs/cgroup/cpu.max").read_text().partition(" ")
+        if quota != "max":
+            yield Finding("processor", "limited", f"the control group allows {int(quota) / int(period):.2f} cores")
+    except (OSError, ValueError):
+        pass
+
+
+def _engine_reference() -> Iterator[Finding]:
+    import numpy as np
+
+    from vyre.engines.reference import execute
+    from vyre.programs import stats
+
+    result = execute(stats(), [np.arange(4.0)], [], [], 0, 4)
+    right = float(result.accumulators[1]) == 6.0
+    yield Finding("engine reference", "ok" if right else "missing", "NumPy, the definition; slow")
+
+
+def _engine_cpu() -> Iterator[Finding]:
+    import time
+
+    import numpy as np
+
+    import vyre
+    from vyre.errors import VyreError
+    from vyre.programs import stats
+
+    start = time.perf_counter()
+    try:
+        result = vyre.run(stats(), {"x": np.arange(4.0)}, engine="cpu")
+    except VyreError as error:
+        yield Finding("engine cpu", "missing", error.message, error.fix)
+        return
+    took = time.perf_counter() - start
+    right = float(result["sum"]) == 6.0
+    words = f"first answer after {show.seconds(took)}, from import to close" if right else "gave a wrong answer"
+    yield Finding("engine cpu", "ok" if right else "missing", words)
+
+
+def _engine_cuda() -> Iterator[Finding]:
+    import ctypes
+    from importlib.util import find_spec
+
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        yield Finding("engine cuda", "missing", "no NVIDIA driver (libcuda.so.1); the cpu engine is the default")
+        return
+    count = ctypes.c_int()
+    code = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
+    if code or not count.value:
+        yield Finding("engine cuda", "missing", f"the driver is here, a device is not (CUDA error {code})")
+        return
+    names = []
+    for i in range(count.value):
+        device, text = ctypes.c_int(), ctypes.create_string_buffer(128)
+        driver.cuDeviceGet(ctypes.byref(device), i)
+        driver.cuDeviceGetName(text, len(text), device)
+        names.append(text.value.decode(errors="replace"))
+    version = ctypes.c_int()
+    driver.cuDriverGetVersion(ctypes.byref(version))
+    words = f"{', '.join(names)}; driver for CUDA {version.value // 1000}.{version.value % 1000 // 10}"
+    if find_spec("cuda") is None or find_spec("cuda.bindings") is None:
+        major = version.value // 1000
+        yield Finding(
+            "engine cuda",
+            "missing",
+            f"{words}; cuda-bindings is not installed",
+            f"pip install 'vyre-runtime[cuda{major}]'",
+        )
+    else:
+        yield Finding("engine cuda", "ok", words)
+
+
+def _streams() -> Iterator[Finding]:
+    import resource
+
+    from vyre.stream import uring
+    from vyre.stream.cached import cached
+    from vyre.stream.syscalls import direct_alignment
+
+    reason = uring.available()
+    if reason is None:
+        yield Finding("io_uring", "ok", "cold files are read through it")
+    else:
+        yield Finding("io_uring", "missing", f"{reason}; cold files are read with preadv in threads")
+    fd = os.open(sys.executable, os.O_RDONLY)
+    try:
+        found = cached(fd, 0, os.fstat(fd).st_size)
+        alignment = direct_alignment(fd)
+    finally:
+        os.close(fd)
+    yield Finding("page cache", "ok" if found.fraction is not None else "limited", f"asked by {found.by}")
+    if alignment is None:
+        yield Finding("direct I/O", "limited", f"not offered where {sys.executable} lies")
+    else:
+        yield Finding("direct I/O", "ok", f"{alignment.offset} bytes aligned where {sys.executable} lies")
+    locked = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+    words = "no limit" if locked == resource.RLIM_INFINITY else show.size(locked)
+    few = locked != resource.RLIM_INFINITY and locked < 64 << 20
+    yield Finding("locked memory", "limited" if few else "ok", words, "ulimit -l raises it" if few else "")
+
+
+def _store() -> Iterator[Finding]:
+    from vyre.store import Store, platform_cache_dir
+
+    store = Store()
+    store.put(b"doctor", b"hello")
+    if store.get(b"doctor") != b"hello":
+        yield Finding("cache", "limited", f"off: {store.problem or 'what was put does not come back'}")
+    else:
+        assert store.root is not None
+        sizes = [entry.stat().st_size for entry in os.scandir(store.root)]
+        yield Finding("cache", "ok", f"{store.root}: {len(sizes):,} entries, {show.size(sum(sizes))}")
+    cache = platform_cache_dir()
+    demo = cache / "demo" if cache is not None else None
+    if demo is not None and demo.is_dir():
+        total = sum(path.stat().st_size for path in demo.rglob("*") if path.is_file())
+        yield Finding("demo data", "ok", f"{demo}: {show.size(total)}; 'vyre demo --remove' removes it")
+
+
+PROBES: Final[tuple[Callable[[], Iterator[Finding]], ...]] = (
+    _versions,
+    _processor,
+    _engine_reference,
+    _engine_cpu,
+    _engine_cuda,
+    _streams,
+    _store,
+)
