@@ -10,6 +10,7 @@ Owns: control, fuel, traps, streams, tables, accumulators, emits. Leaves to othe
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -21,27 +22,11 @@ from vyre.engines.scalars import BITS, compute, narrow, traps, widen
 from vyre.errors import BindError, Fault, VyreError
 from vyre.program.ir import Accumulator, Instr, Program
 from vyre.program.opcodes import BY_CODE, BY_NAME, FAULT_REASONS, TILE, AccKind, FaultCode, Group, MemType, Op, Type
+from vyre.stream.formats import numpy_dtype
 
-__all__ = ["MEMORY", "execute", "fold_spans"]
+__all__ = ["execute", "fold_spans"]
 
 Array = NDArray[Any]
-
-MEMORY: Final[dict[MemType, np.dtype[Any]]] = {
-    MemType.i8: np.dtype(np.int8),
-    MemType.u8: np.dtype(np.uint8),
-    MemType.i16: np.dtype(np.int16),
-    MemType.u16: np.dtype(np.uint16),
-    MemType.i32: np.dtype(np.int32),
-    MemType.u32: np.dtype(np.uint32),
-    MemType.i64: np.dtype(np.int64),
-    MemType.u64: np.dtype(np.uint64),
-    MemType.f16: np.dtype(np.float16),
-    MemType.bf16: np.dtype(np.uint16),  # NumPy has no bf16: its bits
-    MemType.f32: np.dtype(np.float32),
-    MemType.f64: np.dtype(np.float64),
-    MemType.bool: np.dtype(np.bool_),
-}
-"""What an array of each memory type is in NumPy. Any dtype of the same size is taken as the same bits."""
 
 _RAW: Final[dict[int, Any]] = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 _CHUNK: Final = 64 * TILE  # elements worked on at once: bounds memory, changes no bit
@@ -124,10 +109,14 @@ class _Item:
         for i, tile_sums in sums.items():
             self.accumulators[i] = np.array([fold_spans(tile_sums, self.first // TILE)])
         return ItemResult(
-            outputs=[x.view(MEMORY[d.dtype]) for x, d in zip(self.outputs, declared.outputs, strict=True)],
-            emits=[np.concatenate(x).view(MEMORY[d.dtype]) for x, d in zip(self.emits, declared.emits, strict=True)],
+            outputs=[x.view(numpy_dtype(d.dtype)) for x, d in zip(self.outputs, declared.outputs, strict=True)],
+            emits=[
+                np.concatenate(x).view(numpy_dtype(d.dtype)) for x, d in zip(self.emits, declared.emits, strict=True)
+            ],
             accumulators=[
-                x.view(MEMORY[d.dtype]) if d.kind is AccKind.histogram else x.view(MEMORY[d.dtype])[0:1].reshape(())
+                x.view(numpy_dtype(d.dtype))
+                if d.kind is AccKind.histogram
+                else x.view(numpy_dtype(d.dtype))[0:1].reshape(())
                 for x, d in zip(self.accumulators, declared.accumulators, strict=True)
             ],
             tile_sums=sums,
@@ -310,18 +299,24 @@ class _Chunk:
 
 def _function(op: Op, operands: list[Array]) -> Array:
     """An elementary function: its VIR0 body, executed."""
-    try:
-        from vyre.program.functions import BODIES
-    except ImportError:
-        raise VyreError(f"{op.name} has no body: program/functions.py is not there") from None
-    body = BODIES[op.name]
-    tables = [np.array(t, np.uint64) for t in body.tables]
+    body, tables = _body(op.name)
     chunk = _Chunk(_Item(body.program, [], [], tables, 0, 0), 0, len(operands[0]))
     for register, operand in enumerate(operands):
         chunk.registers[register][:] = operand
     chunk.block(0, len(chunk.code), np.arange(chunk.count))
     result: Array = chunk.registers[body.result_register]
     return result
+
+
+@cache
+def _body(name: str) -> tuple[Any, list[Array]]:
+    try:
+        from vyre.program.functions import BODIES
+    except ImportError:
+        raise VyreError(f"{name} has no body: vyre.program.functions is not there") from None
+    body = BODIES[name]
+    declared = body.program.tables
+    return body, [np.array(t, np.uint64).astype(_RAW[d.dtype.size]) for t, d in zip(body.tables, declared, strict=True)]
 
 
 def _update(verb: str, table: Array, index: Array, value: Array) -> None:
@@ -350,7 +345,7 @@ def _identity(a: Accumulator) -> Array:
             return np.zeros(1, np.int64)
         case AccKind.sum:
             return np.zeros(1, np.uint64)
-    dtype = MEMORY[a.dtype]
+    dtype = numpy_dtype(a.dtype)
     if a.dtype.type.is_float:
         largest, smallest = np.array([np.inf, -np.inf], dtype)
     else:
@@ -362,7 +357,7 @@ def _raw(x: Array, dtype: MemType, name: str) -> Array:
     """The same memory as unsigned integers of the memory type's size."""
     if x.ndim != 1 or x.itemsize != dtype.size or not x.flags.c_contiguous:
         raise BindError(
-            f"{name} is {x.dtype}{list(x.shape)}; {dtype.name} takes a contiguous vector of {MEMORY[dtype]}"
+            f"{name} is {x.dtype}{list(x.shape)}; {dtype.name} takes a contiguous vector of {numpy_dtype(dtype)}"
         )
     return x.view(_RAW[dtype.size])
 
