@@ -302,7 +302,7 @@ class Builder:
             raise VerifyError(f"{name} is no plain instruction", rule="control", fix=f"use Builder.{_METHOD[name]}()")
         raise VerifyError(
             f"{name} at pc {self.pc} takes {len(BY_NAME[name].args)} registers, not {count}",
-            rule="operands",
+            rule="operand",
             pc=self.pc,
         )
 
@@ -353,7 +353,7 @@ def fit_registers(program: Program) -> Program:
         if len(types) > MAX_REGISTERS:
             raise VerifyError(
                 f"more than {MAX_REGISTERS} registers are needed at pc {first[reg]}, where {len(active)} values are live",
-                rule="registers",
+                rule="limit",
                 pc=first[reg],
                 fix="use values sooner after they are computed, or split the program",
             )
