@@ -90,6 +90,8 @@ def _tables() -> dict[str, list[tuple[int, int] | None]]:
     row("/", "div", FLOATS)
     for symbol, verb in (("&", "and"), ("|", "or"), ("^", "xor")):
         row(symbol, verb, (BOOL, *INTS))
+    row("and", "and", (BOOL,))
+    row("or", "or", (BOOL,))
     for symbol, verb in (("<<", "shl"), (">>", "shr"), ("rotl", "rotl"), ("rotr", "rotr")):
         row(symbol, verb, INTS)
     for symbol, verb in (("<", "lt"), (">", "gt"), ("<=", "le"), (">=", "ge")):

@@ -195,6 +195,9 @@ class Lowering:
             return self.emit(hit[0], hit[1], a, b)
         if symbol == "**":
             return self.power(a, b)
+        if symbol == "and" or symbol == "or":
+            wrong = b if a & 15 == BOOL else a
+            raise Refusal(f"'{symbol}' takes bool, not {KIND_NAME[wrong & 15]}", "compare it: x != 0")
         kind = promote(a & 15, b & 15, f"'{symbol}'")
         if kind >= WEAK_INT:
             folded = self._fold(symbol, a, b)
