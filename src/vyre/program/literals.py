@@ -20,10 +20,10 @@ _FLOAT: Final = {
     Type.f32: ("<f", 32, 23, 0x7F80_0000),
     Type.f64: ("<d", 64, 52, 0x7FF0_0000_0000_0000),
 }
-_NAN: Final = re.compile(r"([+-]?)nan(?::0x([0-9a-fA-F]+))?\Z")
-_DECIMAL: Final = re.compile(r"[+-]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][+-]?\d+)?\Z")
-_HEX: Final = re.compile(r"[+-]?0[xX][0-9a-fA-F]*\.?[0-9a-fA-F]*([pP][+-]?\d{1,5})?\Z")
-_INTEGER: Final = re.compile(r"[+-]?(0[xX][0-9a-fA-F_]+|\d[\d_]*)\Z")
+_NAN: Final = re.compile(r"([+-]?)nan(?::0x([0-9a-fA-F]+))?\Z", re.ASCII)
+_DECIMAL: Final = re.compile(r"[+-]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][+-]?\d+)?\Z", re.ASCII)
+_HEX: Final = re.compile(r"[+-]?0[xX][0-9a-fA-F]*\.?[0-9a-fA-F]*([pP][+-]?\d{1,5})?\Z", re.ASCII)
+_INTEGER: Final = re.compile(r"[+-]?(0[xX][0-9a-fA-F_]+|\d[\d_]*)\Z", re.ASCII)
 LITERAL_LENGTH_MAX: Final = 400
 """Characters of a number. Bounds the exact arithmetic that rounds it."""
 

@@ -49,11 +49,11 @@ from vyre.program.opcodes import (
 )
 from vyre.program.show import raw, show, unused_fields
 
-_NUMBER: Final = re.compile(r"\d{1,19}\Z")
-_REGISTER: Final = re.compile(r"r(\d{1,3})\Z")
-_INDEX: Final = re.compile(r"#(\d{1,5})\Z")
-_AT: Final = re.compile(r"\s@(\d{1,10})\Z")
-_WORD: Final = re.compile(r"(0[xX][0-9a-fA-F]{1,16}|\d{1,20})\Z")
+_NUMBER: Final = re.compile(r"\d{1,19}\Z", re.ASCII)
+_REGISTER: Final = re.compile(r"r(\d{1,3})\Z", re.ASCII)
+_INDEX: Final = re.compile(r"#(\d{1,5})\Z", re.ASCII)
+_AT: Final = re.compile(r"\s@(\d{1,10})\Z", re.ASCII)
+_WORD: Final = re.compile(r"(0[xX][0-9a-fA-F]{1,16}|\d{1,20})\Z", re.ASCII)
 _IF, _ELSE, _END = (BY_NAME[name].code for name in ("if", "else", "end"))
 _LOOP, _BR_IF = BY_NAME["loop"].code, BY_NAME["br_if"].code
 _KINDS: Final = {
@@ -113,30 +113,37 @@ def format(program: Program, *, lines: bool = True, pcs: bool = False) -> str:
         bins = f" {a.bins}" if a.bins or a.kind is AccKind.histogram else ""
         head.append(f"accumulator {a.name} {a.kind.name} {a.dtype.name}{bins}")
     head += [f"emit {s.name} {s.dtype.name}" for s in program.emits]
-    if _inferred(program.code) != program.registers:
+    spelled = _spelled(program)
+    if _inferred(program, spelled) != program.registers:
         head.append(" ".join(["registers", *(Type(t).name for t in program.registers)]))
-    if _pooled(program) != program.constants:
+    if _pooled(program, spelled) != program.constants:
         head.append(" ".join(["constants", *(f"{bits:#x}" for bits in program.constants)]))
-    return "\n".join([*head, "", *_body(program, lines, pcs)]) + "\n"
+    return "\n".join([*head, "", *_body(program, spelled, lines, pcs)]) + "\n"
 
 
-def _body(program: Program, lines: bool, pcs: bool) -> Iterable[str]:
+def _spelled(program: Program) -> list[tuple[str, Op | None]]:
+    """Each instruction as written, with its row when it is written by name and so mentions registers."""
     aims = targets([instr.op for instr in program.code])
+    pool = program.constants
+    spelled: list[tuple[str, Op | None]] = []
+    for pc, instr in enumerate(program.code):
+        op = BY_CODE.get(instr.op)
+        if op is None or unused_fields(op, instr) or (op.imm is Imm.target and instr.imm != aims[pc]):
+            spelled.append((raw(instr), None))
+        elif op.imm is Imm.const and instr.imm < len(pool) and pool.index(pool[instr.imm]) != instr.imm:
+            spelled.append((f"{op.name} r{instr.dst}, #{instr.imm}", op))  # a literal means the first of these bits
+        else:
+            spelled.append((show(program, pc), op))
+    return spelled
+
+
+def _body(program: Program, spelled: list[tuple[str, Op | None]], lines: bool, pcs: bool) -> Iterable[str]:
     marks: dict[int, int] = dict(program.lines) if lines else {}
     depth = 1
     for pc, instr in enumerate(program.code):
-        op = BY_CODE.get(instr.op)
         if instr.op in (_ELSE, _END) and depth > 1:
             depth -= 1
-        text = show(program, pc)
-        if op is not None and op.imm is Imm.target and instr.imm != aims[pc]:
-            text = raw(instr)
-        elif op is not None and op.imm is Imm.const and not unused_fields(op, instr):
-            # A literal means the pool's first entry of those bits.
-            pool = program.constants
-            if instr.imm < len(pool) and pool.index(pool[instr.imm]) != instr.imm:
-                text = f"{op.name} r{instr.dst}, #{instr.imm}"
-        line = "    " * depth + text
+        line = "    " * depth + spelled[pc][0]
         if pc in marks:
             line = f"{line} @{marks[pc]}"
         yield f"{line:<40} ; {pc}" if pcs else line
@@ -144,17 +151,10 @@ def _body(program: Program, lines: bool, pcs: bool) -> Iterable[str]:
             depth += 1
 
 
-def _plain(instr: Instr) -> Op | None:
-    """The instruction's row when it can be written by name, without fields that it does not use."""
-    op = BY_CODE.get(instr.op)
-    return None if op is None or unused_fields(op, instr) else op
-
-
-def _inferred(code: Iterable[Instr]) -> tuple[Type, ...]:
+def _inferred(program: Program, spelled: list[tuple[str, Op | None]]) -> tuple[Type, ...]:
     """The registers that a listing of this code declares by mentioning them."""
     types: dict[int, Type] = {}
-    for instr in code:
-        op = _plain(instr)
+    for instr, (_, op) in zip(program.code, spelled, strict=True):
         if op is not None:
             _mention(types, op, instr)
     return _dense(types)
@@ -171,11 +171,10 @@ def _dense(types: dict[int, Type]) -> tuple[Type, ...]:
     return tuple(types.get(reg, Type.i32) for reg in range(max(types, default=-1) + 1))
 
 
-def _pooled(program: Program) -> tuple[int, ...]:
+def _pooled(program: Program, spelled: list[tuple[str, Op | None]]) -> tuple[int, ...]:
     """The constant pool that a listing of this program has without a ``constants`` line."""
     pool: dict[int, None] = {}
-    for instr in program.code:
-        op = _plain(instr)
+    for instr, (_, op) in zip(program.code, spelled, strict=True):
         if op is not None and op.imm is Imm.const and instr.imm < len(program.constants) and op.result:
             bits = program.constants[instr.imm]
             if bits >> (8 * op.result.size):
