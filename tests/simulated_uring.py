@@ -49,7 +49,7 @@ class SimulatedKernel(Kernel):
         fd = os.memfd_create("simulated-uring")
         os.ftruncate(fd, 0x1000_0000 + entries * 64)
         params[0], params[1], params[5] = entries, 2 * entries, 0x3FFFF
-        params[10:17] = [0, 64, 128, 132, 136, 140, 192]  # head, tail, mask, entries, flags, dropped, array
+        params[10:17] = [0, 64, 128, 132, 136, 140, 2048]  # head, tail, mask, entries, flags, dropped, array
         params[20:26] = [256, 320, 384, 388, 392, 4096]  # head, tail, mask, entries, overflow, cqes
         self.ring = mmap.mmap(fd, 4096 + 2 * entries * 16)
         self.sqes = mmap.mmap(fd, entries * 64, offset=0x1000_0000)
@@ -77,7 +77,7 @@ class SimulatedKernel(Kernel):
         for at in range(head, min(tail, head + submit)):
             slot = at % self.entries
             if not self.flags & uring.SETUP_NO_SQARRAY:
-                slot = self._load(192 + 4 * slot)
+                slot = self._load(2048 + 4 * slot)
             self._accept(slot)
         self._store(0, min(tail, head + submit))
         take = len(self.waiting)

@@ -126,7 +126,8 @@ def test_another_thread_is_refused_with_what_to_do():
 
 
 @real
-def test_a_forked_child_is_refused_and_the_parents_ring_goes_on(recwarn):
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_forked_child_is_refused_and_the_parents_ring_goes_on():
     with Ring(4) as ring:
         child = os.fork()
         if child == 0:
@@ -193,6 +194,7 @@ def test_memlock_too_small_says_how_much_was_wanted_and_what_the_limit_is():
 
 @real
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become nobody")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_memlock_of_an_unprivileged_user_is_refused_for_real():
     child = os.fork()
     if child == 0:

@@ -50,6 +50,7 @@ class Pool:
         self._lock = threading.Lock()
         self._pieces: list[mmap.mmap] = []
         self._addresses: list[int] = []
+        self._retired = 0  # the first so many pieces are no longer lent
         self._free: list[list[tuple[int, int]]] = []  # per piece: sorted (offset, bytes), never touching
 
     def reserve(self, wanted: int) -> None:
@@ -97,6 +98,8 @@ class Pool:
     def give_back(self, buffer: Buffer) -> None:
         """Take a lent buffer back. Nobody may touch it any more."""
         with self._lock:
+            if buffer.piece < self._retired:
+                return
             free = self._free[buffer.piece]
             start, end = buffer.offset, buffer.offset + buffer.bytes
             at = bisect.bisect_left(free, (start, 0))
@@ -114,19 +117,22 @@ class Pool:
         return memoryview(self._pieces[buffer.piece])[buffer.offset : buffer.offset + buffer.bytes]
 
     def retire(self) -> None:
-        """Never unmap: the operating system may still write into it (a ring that could not be drained)."""
+        """Never lend nor unmap what is mapped now: the operating system may still write into it (decision 32).
+
+        ``reserve`` maps new memory in its place.
+        """
         with self._lock:
             _RETIRED.extend(self._pieces)
+            self._retired = len(self._pieces)
             self._free = [[] for _ in self._free]
+            self.bytes = self.lent = 0
 
     def close(self) -> None:
         """Unmap. No read may be in flight. A mapping with a view alive goes when that view goes."""
         with self._lock:
-            pieces, self._pieces, self._addresses, self._free = self._pieces, [], [], []
-            self.bytes = self.lent = 0
+            pieces, self._pieces, self._addresses, self._free = self._pieces[self._retired :], [], [], []
+            self.bytes = self.lent = self._retired = 0
         for piece in pieces:
-            if any(piece is retired for retired in _RETIRED):
-                continue
             try:
                 piece.close()
             except BufferError:

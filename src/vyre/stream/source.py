@@ -78,7 +78,7 @@ class Chunk:
 
 
 @dataclass(slots=True)
-class _Segment:
+class Segment:
     """Elements [first, first + elements) of a column lie in ``file`` from byte ``offset`` on."""
 
     file: File
@@ -92,7 +92,7 @@ class _Opened:
     """A column with its files open, or an array."""
 
     dtype: MemType
-    segments: list[_Segment] = field(default_factory=list)
+    segments: list[Segment] = field(default_factory=list)
     array: NDArray[Any] | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -121,6 +121,10 @@ class Source:
         self.count = next((column.count for column in columns.values()), 0)
         self._starts = {name: [s.first for s in column.segments] for name, column in columns.items()}
         self._cuts = sorted({start for starts in self._starts.values() for start in starts if 0 < start < self.count})
+
+    def segments(self, name: str) -> list[Segment]:
+        """The files of a column, in order, and which elements each holds; none for an array."""
+        return list(self._columns[name].segments)
 
     @property
     def bytes(self) -> int:
@@ -310,7 +314,7 @@ def _open_files(name: str, column: Column, dtype: MemType, undo: contextlib.Exit
             offset, elements = header.offset, header.elements
         else:
             offset, elements = column.offset, _raw_elements(file, column, dtype)
-        opened.segments.append(_Segment(file, first, elements, offset))
+        opened.segments.append(Segment(file, first, elements, offset))
         first += elements
     return opened
 
