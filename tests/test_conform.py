@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from exact import expected
 from vyre.engines import reference
 from vyre.engines.base import ItemResult
 from vyre.engines.conform import read_cases, run_cases
 from vyre.errors import Fault, VyreError
-from vyre.program.opcodes import BY_CODE
+from vyre.program.opcodes import BY_CODE, OPCODES, Group
+from vyre.program.random import NASTY
 
 SHARED = Path(__file__).parents[2] / "shared/conformance/scalar_ops_sample.json"
 SAMPLE = SHARED if SHARED.exists() else Path(__file__).parent / "data/scalar_ops_sample.json"
@@ -39,6 +42,23 @@ def test_the_reference_engine_passes_every_case_of_the_sample():
     report = run_cases(SAMPLE, reference.execute)
     assert report.line == "408 passed, 0 failed", "\n".join(map(str, report.failures))
     assert report.failures == []
+
+
+def test_the_reference_engine_passes_random_cases_of_every_instruction():
+    rng = random.Random(6)
+    cases = []
+    for op in OPCODES:
+        for _ in range(12 if op.group is Group.numeric else 0):
+            args = tuple(rng.choice((rng.getrandbits(8 * t.size), *NASTY[t])) for t in op.args)
+            result = expected(op, args)
+            result = f"trap: {result}" if isinstance(result, str) else [op.result.name, result]
+            cases.append(
+                {"op": op.name, "args": [[t.name, x] for t, x in zip(op.args, args, strict=True)], "result": result}
+            )
+    assert any(isinstance(case["result"], str) for case in cases)
+    report = run_cases(cases, reference.execute)
+    assert report.failures == []
+    assert report.passed == len(cases) > 1700
 
 
 def test_a_wrong_expectation_fails_and_says_what_came_instead():

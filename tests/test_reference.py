@@ -8,10 +8,12 @@ import struct
 import numpy as np
 import pytest
 
+from vyre.engines import reference
 from vyre.engines.reference import execute, fold_spans
 from vyre.errors import BindError
 from vyre.program.builder import Builder
 from vyre.program.opcodes import Access, AccKind, FaultCode, MemType, Type
+from vyre.program.random import compare
 from vyre.program.verifier import verify
 from vyre.stream.formats import numpy_dtype
 
@@ -475,6 +477,25 @@ def test_emits_keep_the_order_of_elements_whatever_branch_they_come_from():
     assert result.emits[0].tolist() == [1, -6, 3, -8, 5]
     assert result.emits[0].dtype == np.int16
     assert result.emits[1].tolist() == [6.0, 2.0, 8.0]
+
+
+def test_how_many_elements_are_worked_on_at_once_changes_no_bit(monkeypatch):
+    values = np.random.default_rng(5).normal(0, 1e6, 9000)
+
+    def result():
+        b = Builder()
+        x = b.op("f64.load", imm=b.input("x", MemType.f64))
+        b.op("f64.acc_sum", x, imm=b.accumulator("s", AccKind.sum, MemType.f64))
+        b.op("i64.acc_max_s", b.op("i64.reinterpret_f64", x), imm=b.accumulator("m", AccKind.max, MemType.i64))
+        b.if_(b.op("f64.gt", x, b.const(F64, 0.0)))
+        b.op("f64.emit", x, imm=b.emit_stream("e", MemType.f64))
+        b.end()
+        b.op("f64.store", b.op("f64.neg", x), imm=b.output("y", MemType.f64))
+        return run(b, [values], first=1024)
+
+    whole = result()
+    monkeypatch.setattr(reference, "_CHUNK", 2048)
+    assert compare(whole, result()) is None
 
 
 def test_an_item_of_no_elements_delivers_empty_streams_and_identities():
