@@ -70,11 +70,11 @@ def _integers(t: Type) -> dict[str, Body]:
         return x.view(s)
 
     def magnitude(x: Array) -> Array:
-        least_stays: Array = np.abs(signed(x))
-        return least_stays.view(u)  # and as unsigned the least value is its own magnitude
+        return np.abs(signed(x)).view(u)  # the least value stays itself, and unsigned is its own magnitude
 
     def count(b: Array) -> Array:
-        return b & u(bits - 1)
+        modulo: Array = b & u(bits - 1)
+        return modulo
 
     def ones(x: Array) -> Array:
         return np.bitwise_count(x).astype(u)
