@@ -26,7 +26,7 @@ from vyre.program.opcodes import (
     Op,
     Type,
 )
-from vyre.program.show import names_of, place, type_name, unused_fields
+from vyre.program.show import names_of, place, show, type_name, unused_fields
 from vyre.program.verifier import ACC_TYPES, ATOMIC_TYPES, BR_IF, ELSE, END, IF, LOOP, PARAM_TYPES, RETURN, accepted
 
 
@@ -169,6 +169,10 @@ def refuse_code(
         if loops:
             return no("emit", f"emit to {name} in a loop", "keep the value in a register and emit it after the loop")
         return no("emit", f"a path to here has already emitted to {name}", "emit once, or declare a second emit")
+    if op.imm is Imm.table:
+        name = program.tables[instr.imm].name
+        earlier = next(show(program, i) for i, other in enumerate(code) if _updates(other) and other.imm == instr.imm)
+        return no("order", f"table {name} is updated by `{earlier}` too", "use one table for each kind of update")
     rule, why, fix = _wrong_control(program, pc, stack, stored)
     return no(rule, why, fix)
 
@@ -184,6 +188,11 @@ def _no_return(program: Program, pc: int) -> VerifyError:
     return VerifyError(
         f"{place(program, last)}: the last instruction is not return", rule="return", pc=last, fix="append return"
     )
+
+
+def _updates(instr: Instr) -> bool:
+    op = BY_CODE.get(instr.op)
+    return op is not None and op.imm is Imm.table and op.result is None
 
 
 _Wrong = tuple[str, str, str]

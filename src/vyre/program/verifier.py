@@ -52,6 +52,8 @@ RULES: Final[dict[str, str]] = {
     "dtype": "The declaration's memory type is one for this instruction: loads, stores, parameters, gathers and emits go "
     "by the compute type that it widens to; min and max also by signedness; accumulators by kind.",
     "access": "A table is either read (table_get) or atomic (all other table instructions).",
+    "order": "A program updates an atomic table with one kind of instruction only: an add among exclusive ors, or a max "
+    "among mins, would leave the order of elements in the table.",
     "control": "Blocks are closed in the order they were opened. br_if stands right before the end of a loop, and each "
     "loop has it there.",
     "target": "Immediates of if, else, loop and br_if are the targets that the block structure gives.",
@@ -292,6 +294,7 @@ def check_code(program: Program) -> None:
     )
     have: dict[int, int] = {}  # registers assigned on every path to here, with their types
     stored = emitted = loops = 0  # outputs stored on every path, emits on any path: bit masks; open loops
+    updates: dict[int, int] = {}  # the instruction that updates a table
     stack: list[Any] = []  # open blocks: opcode, pc, imm, and what to go back to or merge with
     needs, count = NEEDS.get, len(constants)
     pc = 0
@@ -331,6 +334,8 @@ def check_code(program: Program) -> None:
                 break
         elif shape == UPDATE:
             if have.get(a) != ta or have.get(b) != tb or spaces[3].get(imm) not in fits or dst or c:
+                break
+            if updates.setdefault(imm, op) != op:
                 break
         elif shape == EMIT:
             if have.get(a) != ta or spaces[5].get(imm) not in fits or dst or b or c or loops or emitted >> imm & 1:
