@@ -11,16 +11,18 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final, NoReturn
 
 import click
 
 from vyre import __version__
 from vyre.commands import exits
-from vyre.errors import VyreError
+from vyre.errors import Fault, ProgramFault, VyreError
 
 COMMANDS: Final[dict[str, str]] = {
-    "run": "run a program over files or values",
+    "run": "run a program over files",
     "demo": "run query 6 and a byte histogram over a data set, with checks and figures",
     "asm": "turn a program into a bytecode file",
     "dis": "print a program as a listing",
@@ -32,6 +34,10 @@ COMMANDS: Final[dict[str, str]] = {
     "doctor": "say what works on this machine, and what is missing",
 }
 """Name -> one line. The module is vyre.commands.<name>, its click command is ``command``."""
+
+
+class _OutputClosed(Exception):
+    """Whoever read our standard output has gone."""
 
 
 class _Commands(click.Group):
@@ -61,6 +67,12 @@ class _Commands(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # click would end in 1, silently
+            raise _OutputClosed from None
+
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> NoReturn:  # type: ignore[override]
         """Run, and leave the process with one of the documented exit codes. No traceback but for our own bugs."""
         extra["standalone_mode"] = False
@@ -81,7 +93,7 @@ class _Commands(click.Group):
         except (KeyboardInterrupt, click.Abort):
             click.echo("\ninterrupted", err=True)
             code = exits.INTERRUPTED.code
-        except BrokenPipeError:
+        except (BrokenPipeError, _OutputClosed):
             # Whoever read our output has gone (`vyre dis x | head`). Python flushes once more at exit: to nowhere.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             click.echo("error: standard output was closed before everything was written", err=True)
@@ -94,6 +106,8 @@ class _Commands(click.Group):
 def _report(error: VyreError | OSError) -> int:
     if isinstance(error, VyreError):
         click.echo(f"error: {error.message}", err=True)
+        if isinstance(error, ProgramFault):
+            _show_line(error.fault)
         if error.fix:
             click.echo(f"  fix: {error.fix}", err=True)
     else:
@@ -104,7 +118,17 @@ def _report(error: VyreError | OSError) -> int:
     return found.code
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+def _show_line(fault: Fault) -> None:
+    """The line of the function or listing that trapped, when the file is still there."""
+    if fault.file and fault.line:
+        with suppress(OSError, UnicodeDecodeError, IndexError):
+            line = Path(fault.file).read_text(encoding="utf-8").splitlines()[fault.line - 1]
+            click.echo(f"    {line.strip()}", err=True)
+
+
+@click.group(
+    name="vyre", cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(__version__, prog_name="vyre")
 def main() -> None:
     """Run small, new or streaming work on an engine that stays and interprets bytecode.

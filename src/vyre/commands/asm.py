@@ -18,7 +18,7 @@ from vyre.commands import show
 @click.option("--json", "json_", is_flag=True, help="print JSON")
 def command(program: str, types: tuple[str, ...], out: Path | None, json_: bool) -> None:
     """Turn program P into a verified bytecode file."""
-    from vyre.commands.outputs import whole_file
+    from vyre.commands.outputs import write_bytes
     from vyre.commands.programs import load, parse_types
     from vyre.program.bytecode import encode
     from vyre.program.verifier import verify
@@ -26,8 +26,7 @@ def command(program: str, types: tuple[str, ...], out: Path | None, json_: bool)
     verified = verify(load(program, parse_types(types)))
     data = encode(verified.program)
     path = out or Path(f"{verified.program.name}.virb")
-    with whole_file(path) as file:
-        file.write(data)
+    write_bytes(path, data)
     if json_:
         show.as_json({"path": str(path), "bytes": len(data), "identity": verified.identity.hex()})
     else:

@@ -1,62 +1,139 @@
-"""Files that a command writes: whole under their final name, or not there at all (behaviour 36).
+"""Which result goes into which file, and what is kept of those that go into none.
 
-Owns: the temporary file and its renaming. Leaves to others: what is in it.
+Owns: the words of ``--out``. Leaves to others: writing whole files or none (vyre.stream.sink).
 """
 
 from __future__ import annotations
 
-import os
-import stat
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, Any, Final, Self
 
-from vyre.errors import StreamError
+from vyre.errors import BindError
+from vyre.program.opcodes import MemType
+from vyre.stream.sink import STDOUT, Sink
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from vyre.program.ir import Program
+
+KEPT: Final = 1_000
+"""Elements of an output that are kept to be shown when nobody asked for a file."""
 
 
-@contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that gets its name when the block ends well, and leaves nothing when it does not.
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a whole file under its name, or leave what was there. Raises StreamError when the disk refuses."""
+    import numpy as np
 
-    A path that is there and is no regular file (/dev/null, a named pipe) is written to directly.
+    with Sink(path, MemType.u8, format="raw") as sink:
+        sink.write(np.frombuffer(data, np.uint8))
 
-    Raises:
-        StreamError: it cannot be created, written (disk full, pipe closed) or renamed. What was under that name
-            before is as it was.
+
+class Output:
+    """One output or emit on its way: into a file, or its first elements into memory.
+
+    Attributes:
+        name, kind, dtype: of the declaration; kind is "output" or "emit".
+        path: the file, "-" for standard output, None when only the first elements are kept.
+        elements: how many came.
     """
-    try:
-        mode = path.stat().st_mode
-    except OSError:
-        mode = stat.S_IFREG
-    if stat.S_ISDIR(mode):
-        raise StreamError(f"{path}: is a directory", fix="name a file")
-    if not stat.S_ISREG(mode):
-        try:
-            with path.open("wb") as file:
-                yield file
-        except OSError as error:
-            raise _failed(path, error) from None
-        return
-    target = path.resolve()  # through a symlink, so that it stays one
-    temporary = target.with_name(f".{target.name}.{os.getpid()}-{os.urandom(4).hex()}")
-    try:
-        with temporary.open("xb") as file:
-            yield file
-        temporary.replace(target)
-    except OSError as error:
-        raise _failed(path, error) from None
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+
+    def __init__(self, name: str, kind: str, dtype: MemType, path: str | None) -> None:
+        self.name, self.kind, self.dtype, self.path = name, kind, dtype, path
+        self.elements = 0
+        self._first: list[NDArray[Any]] = []
+        self._sink: Sink | None = None
+
+    def open(self, stack: ExitStack) -> None:
+        """Open the file; it gets its name when ``stack`` closes well."""
+        if self.path is not None:
+            self._sink = stack.enter_context(Sink(self.path, self.dtype))
+
+    def write(self, values: NDArray[Any]) -> None:
+        """Append a part's elements. They are yours again on return."""
+        if self._sink is not None:
+            self._sink.write(values)
+        elif self.elements < KEPT:
+            self._first.append(values[: KEPT - self.elements].copy())
+        self.elements += values.size
+
+    def first(self) -> list[Any]:
+        """The elements that were kept, as Python's numbers; those of bf16 as the numbers that the bits mean."""
+        import numpy as np
+
+        parts = self._first
+        if self.dtype is MemType.bf16:
+            parts = [(part.astype(np.uint32) << 16).view(np.float32) for part in parts]
+        return [value for part in parts for value in part.tolist()]
+
+    def words(self, shown: int) -> str:
+        """Length and first elements, or the file, for people."""
+        if self.path is not None:
+            return f"{self.elements:,} elements -> {self.path}"
+        values = self.first()[:shown]
+        dots = ", ..." if self.elements > len(values) else ""
+        return f"{self.elements:,} elements{': ' if values else ''}{', '.join(map(repr, values))}{dots}"
+
+    def as_json(self) -> dict[str, Any]:
+        """The same for programs; ``values`` are the first elements, all of them where ``complete``."""
+        found: dict[str, Any] = {"kind": self.kind, "dtype": self.dtype.name, "elements": self.elements}
+        if self.path is not None:
+            return {**found, "path": self.path}
+        values = self.first()
+        return {**found, "values": values, "complete": len(values) == self.elements}
 
 
-def _failed(path: Path, error: OSError) -> StreamError:
-    if isinstance(error, StreamError):
-        return error
-    failed = StreamError(
-        f"{path}: cannot be written: {error.strerror or error}; nothing was left under that name",
-        fix="free space on that disk, or write elsewhere" if error.errno == 28 else "",
-    )
-    failed.errno = error.errno
-    return failed
+class Outputs(dict[str, Output]):
+    """An Output for each output and emit of a program, by name, in order. Leave its ``with`` well and files are there.
+
+    Args:
+        outs: ``NAME=PATH``, or a bare PATH when there is one output or emit.
+    Raises:
+        BindError: a name that the program does not have, twice the same, or a bare path that could be several.
+        StreamError: a file that cannot be written.
+    """
+
+    def __init__(self, program: Program, outs: Sequence[str]) -> None:
+        super().__init__()
+        kinds = {s.name: ("output", s.dtype) for s in program.outputs}
+        kinds |= {s.name: ("emit", s.dtype) for s in program.emits}
+        paths: dict[str, str] = {}
+        for out in outs:
+            name, equals, path = out.partition("=")
+            if not equals or not name.isidentifier():
+                if len(kinds) != 1:
+                    raise BindError(
+                        f"--out {out} does not say of what: {program.name} has {len(kinds)} outputs and emits",
+                        fix=" ".join(f"--out {each}=PATH" for each in kinds) or "leave --out away",
+                    )
+                name, path = next(iter(kinds)), out
+            if name not in kinds:
+                raise BindError(
+                    f"--out {out}: {program.name} has no output or emit {name!r}",
+                    fix=f"it has {', '.join(kinds)}" if kinds else "its results are accumulators, which are printed",
+                )
+            if name in paths:
+                raise BindError(f"--out {name} is given twice")
+            if path in paths.values():
+                raise BindError(f"--out {name} and another go both to {path}")
+            paths[name] = path
+        for name, (kind, dtype) in kinds.items():
+            self[name] = Output(name, kind, dtype, paths.get(name))
+        self._stack = ExitStack()
+
+    @property
+    def fill_stdout(self) -> bool:
+        """True when standard output carries elements, so that nothing else may be printed there."""
+        return any(output.path == STDOUT for output in self.values())
+
+    def __enter__(self) -> Self:
+        with ExitStack() as undo:
+            for output in self.values():
+                output.open(undo)
+            self._stack = undo.pop_all()
+        return self
+
+    def __exit__(self, *details: Any) -> None:
+        self._stack.__exit__(*details)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
@@ -25,7 +25,7 @@ _FUNCTION: Final = re.compile(r"(?P<path>.+\.py):(?P<name>[A-Za-z_]\w*)")
 _MAGIC: Final = b"VIR0"
 
 
-def load(word: str, types: Mapping[str, MemType]) -> Program:
+def load(word: str, types: Mapping[str, MemType], params: Collection[str] = ()) -> Program:
     """The program that ``word`` names, not yet verified.
 
     A shipped name wins over a file of that name (write ./stats for the file); a file over an expression.
@@ -33,6 +33,7 @@ def load(word: str, types: Mapping[str, MemType]) -> Program:
     Args:
         word: as given on the command line.
         types: memory types of the inputs, for an expression or a shipped program that takes several types.
+        params: names that are parameters in an expression; f64 where ``types`` says nothing.
     Raises:
         ProgramError: the program is at fault.
         StreamError: the file cannot be read.
@@ -50,7 +51,7 @@ def load(word: str, types: Mapping[str, MemType]) -> Program:
         raise CompileError(f"{word}: names a Python file but no function", fix=f"write {word}:FUNCTION")
     if path.suffix in (".vir", ".virb") or path.is_file():
         return _from_file(path)
-    return _from_expression(word, types)
+    return _from_expression(word, types, params)
 
 
 def _from_file(path: Path) -> Program:
@@ -124,10 +125,12 @@ def program_of(value: Any, what: str) -> Program:
     raise CompileError(f"{what} is a {type(value).__name__}, not a program", fix="put @vyre.program over the function")
 
 
-def _from_expression(text: str, types: Mapping[str, MemType]) -> Program:
+def _from_expression(text: str, types: Mapping[str, MemType], params: Collection[str]) -> Program:
     from vyre.program.expression import expression
+    from vyre.program.opcodes import MemType
 
-    return program_of(expression(text, types=types), "the expression")
+    known = {**dict.fromkeys(params, MemType.f64), **types}
+    return program_of(expression(text, types=known or None, params=tuple(params)), "the expression")
 
 
 def parse_types(given: tuple[str, ...]) -> dict[str, MemType]:

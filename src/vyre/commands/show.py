@@ -26,9 +26,13 @@ def console(*, stderr: bool = False) -> Console:
     """A rich console on what ``sys.stdout`` (or ``sys.stderr``) is now. Plain text of a fixed width into a pipe."""
     from rich.console import Console
 
+    class _Console(Console):
+        def on_broken_pipe(self) -> None:
+            raise  # the BrokenPipeError that is being handled: the command line has words for it
+
     stream: IO[str] = sys.stderr if stderr else sys.stdout
     wide = None if stream.isatty() else WIDTH_OF_A_PIPE
-    return Console(file=stream, width=wide, highlight=False, soft_wrap=False, emoji=False)
+    return _Console(file=stream, width=wide, highlight=False, soft_wrap=False, emoji=False)
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[int] = ()) -> None:

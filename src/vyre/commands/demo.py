@@ -1,0 +1,195 @@
+"""``vyre demo``: the main job on one screen: data, two programs over it, answers checked, figures.
+
+Owns: the order of events and the table. Leaves to others: data and right answers (demo_data), execution (vyre.open).
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from vyre.commands import exits, show
+from vyre.errors import StreamError
+
+if TYPE_CHECKING:
+    from vyre.commands.demo_data import Answers
+
+DEFAULT_ROWS = 10_000_000
+
+
+class Ran(NamedTuple):
+    """One program over the data set: its results, its report, and what the checks say ("" where all is well)."""
+
+    program: str
+    results: dict[str, Any]
+    report: Any
+    wrong: str
+
+
+@click.command()
+@click.option(
+    "--rows", type=click.IntRange(min=1), default=DEFAULT_ROWS, show_default=True, metavar="N", help="28 bytes each"
+)
+@click.option(
+    "--dir",
+    "root",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="keep the data set there  [default: the cache directory]",
+)
+@click.option("--engine", default="auto", show_default=True, metavar="E", help="auto, cpu, cuda or reference")
+@click.option(
+    "--io", default="auto", show_default=True, metavar="WAY", help="how files are read; docs/guide.md has the ways"
+)
+@click.option("--remove", is_flag=True, help="remove the data sets and do nothing else")
+@click.option("--json", "json_", is_flag=True, help="print JSON")
+@click.pass_context
+def command(ctx: click.Context, rows: int, root: Path | None, engine: str, io: str, remove: bool, json_: bool) -> None:
+    """Write a data set of the shape of TPC-H's lineitem, once; stream query 6 and a byte histogram over it; check
+    both answers against NumPy; print engine, way of the bytes, speed and time to the first result."""
+    home = root if root is not None else _home()
+    if remove:
+        _remove(home)
+        return
+    from vyre.commands import demo_data
+
+    folder = _write(home, rows, again="" if root is None else f" --dir {root}")
+    opened = time.perf_counter()
+    with _engine(engine, io) as run:
+        ready_s = time.perf_counter() - opened
+        query = run("q6", {name: [str(path)] for name, path in demo_data.columns_of(folder).items()}, {})
+        paths = [str(path) for path in demo_data.columns_of(folder).values()]
+        count = run("histogram", {"x": paths}, {})
+    with show.progress("checking against NumPy", bytes_=True) as bar:
+        right = demo_data.answers(folder, bar)
+    ran = [_check_q6(query, right), _check_histogram(count, right)]
+    if json_:
+        show.as_json(
+            {
+                "rows": rows,
+                "folder": folder,
+                "ready_s": ready_s,
+                "runs": [
+                    {"program": r.program, "results": r.results, "report": _plain(r.report), "wrong": r.wrong}
+                    for r in ran
+                ],
+            }
+        )
+    else:
+        _print(ran, right, ready_s)
+    if any(each.wrong for each in ran):
+        ctx.exit(exits.FAILED.code)
+
+
+def _home() -> Path:
+    from vyre.store import platform_cache_dir
+
+    cache = platform_cache_dir()
+    if cache is None:
+        raise StreamError("this user has no cache directory (HOME is not set)", fix="name a folder with --dir")
+    return cache / "demo"
+
+
+def _remove(home: Path) -> None:
+    """Remove every data set below ``home``, complete or not, and nothing else that may lie there."""
+    found = [path for pattern in ("lineitem-*-*", ".writing-lineitem-*") for path in home.glob(pattern)]
+    size = sum(file.stat().st_size for path in found for file in path.iterdir())
+    for path in found:
+        shutil.rmtree(path)
+    if home.is_dir() and not any(home.iterdir()):
+        home.rmdir()
+    click.echo(f"removed {len(found)} data sets from {home}, {show.size(size)}")
+
+
+def _write(home: Path, rows: int, again: str) -> Path:
+    from vyre.commands import demo_data
+
+    folder = demo_data.folder_of(home, rows)
+    size = rows * demo_data.ROW_BYTES
+    if folder.is_dir():
+        show.note(f"data set: {folder} ({show.size(size)}, written before)")
+    else:
+        show.note(f"data set: {folder} ({show.size(size)}, being written)")
+        with show.progress("writing", size, bytes_=True) as bar:
+            demo_data.write(home, rows, bar)
+    show.note(f"          remove it with: vyre demo --remove{again}")
+    return folder
+
+
+def _engine(engine: str, io: str) -> Any:
+    """A context that gives a function to run a program that ships: its results by name, and its report."""
+    raise NotImplementedError
+
+
+def _plain(report: Any) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return asdict(report)
+
+
+def _check_q6(ran: tuple[dict[str, Any], Any], right: Answers) -> Ran:
+    results, report = ran
+    revenue, orders = float(results["revenue"]), int(results["orders"])
+    wrong = ""
+    if orders != right.orders:
+        wrong = f"q6 chose {orders:,} orders, NumPy {right.orders:,}"
+    elif not abs(revenue - right.revenue) <= right.bound:
+        wrong = f"q6's revenue is {revenue!r}, NumPy's {right.revenue!r}: further apart than {right.bound:.1e}"
+    elif revenue.hex() != right.folded.hex():
+        wrong = f"q6's revenue is {revenue.hex()}, the prescribed order of addition gives {right.folded.hex()}"
+    return Ran("q6", results, report, wrong)
+
+
+def _check_histogram(ran: tuple[dict[str, Any], Any], right: Answers) -> Ran:
+    results, report = ran
+    differ = int((results["counts"] != right.counts).sum())
+    return Ran("histogram", results, report, f"{differ} of 256 counts differ from NumPy's" if differ else "")
+
+
+def _print(ran: list[Ran], right: Answers, ready_s: float) -> None:
+    rows = []
+    for each in ran:
+        report = each.report
+        rows.append(
+            (
+                each.program,
+                report.engine,
+                ", ".join(report.bytes_by_way),
+                show.size(report.bytes),
+                show.seconds(report.seconds),
+                show.number(report.gb_per_s),
+                show.seconds(report.first_result_s),
+                "WRONG" if each.wrong else "right",
+            )
+        )
+    show.table(
+        "",
+        ("program", "engine", "way of the bytes", "bytes", "time", "GB/s", "first result", "answer"),
+        rows,
+        right=(3, 4, 5, 6),
+    )
+    query, count = ran
+    click.echo()
+    click.echo(
+        f"q6         revenue {float(query.results['revenue']):,.4f} from {int(query.results['orders']):,} orders; NumPy, "
+        f"adding in another order, {right.revenue:,.4f};\n"
+        f"           they may differ by {right.bound:.1e}. Bit for bit what the prescribed order gives: "
+        f"{'no' if query.wrong else 'yes'}."
+    )
+    counts = count.results["counts"]
+    click.echo(
+        f"histogram  {int(counts.sum()):,} bytes counted, {int(counts[0]):,} of them zero; 256 counts "
+        f"{'differ from' if count.wrong else 'equal'} NumPy's."
+    )
+    click.echo(
+        f"engine     ready after {show.seconds(ready_s)}; the first time it compiles, later it comes from the cache."
+    )
+    for each in ran:
+        for note in each.report.notes:
+            click.echo(f"{each.program:<10} {note}")
+        if each.wrong:
+            show.note(f"error: {each.wrong}")

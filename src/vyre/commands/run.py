@@ -1,0 +1,205 @@
+"""``vyre run``: a program over files, its results as a table, as JSON or as files.
+
+Owns: what the words of the command line mean. Leaves to others: programs (programs), execution (vyre.open), files that
+are written (outputs).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from vyre.commands import show
+from vyre.errors import BindError, StreamError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from vyre.commands.outputs import Outputs
+    from vyre.program.ir import Program
+    from vyre.program.opcodes import MemType
+
+SHOWN: Final = 6
+BINS_SHOWN: Final = 16
+
+
+@click.command()
+@click.argument("program", metavar="P")
+@click.argument("inputs", nargs=-1, metavar="[NAME=PATH[,PATH...]]...")
+@click.option("--param", "params", multiple=True, metavar="NAME=VALUE", help="value of a parameter")
+@click.option("--type", "types", multiple=True, metavar="NAME=TYPE", help="type of an expression's input or parameter")
+@click.option(
+    "--out",
+    "outs",
+    multiple=True,
+    metavar="[NAME=]PATH",
+    help="write an output or emit there: .npy by its name, else raw",
+)
+@click.option("--engine", default="auto", show_default=True, metavar="E", help="auto, cpu, cuda or reference")
+@click.option("--chunk", type=click.IntRange(min=1), metavar="N", help="elements handed over at a time")
+@click.option(
+    "--io", default="auto", show_default=True, metavar="WAY", help="how files are read; docs/guide.md has the ways"
+)
+@click.option("--json", "json_", is_flag=True, help="print JSON")
+def command(
+    program: str,
+    inputs: tuple[str, ...],
+    params: tuple[str, ...],
+    types: tuple[str, ...],
+    outs: tuple[str, ...],
+    engine: str,
+    chunk: int | None,
+    io: str,
+    json_: bool,
+) -> None:
+    """Run program P over files: .npy, or raw elements of the program's type.
+
+    Several paths of one NAME are one stream, a directory is its files. With one input, NAME= may be left out.
+    """
+    from vyre.commands import programs
+    from vyre.commands.outputs import Outputs
+    from vyre.program.verifier import verify
+
+    known = programs.parse_types(types)
+    values = _params(params)
+    named, bare = _columns(inputs)
+    known = {**_types_of(named, bare, program), **known}
+    built = programs.load(program, known, params=values)
+    verified = verify(built)
+    columns = _name(verified.program, named, bare)
+    with Outputs(verified.program, outs) as outputs:
+        report, results = _execute(verified, columns, values, outputs, engine=engine, chunk=chunk, io=io)
+    if json_:
+        show.as_json(_as_json(verified.program, outputs, results, report))
+        return
+    _print(verified.program, outputs, results)
+    show.note(str(report))
+
+
+def _execute(
+    verified: Any, columns: Mapping[str, Any], params: Mapping[str, Any], outputs: Outputs, **options: Any
+) -> tuple[Any, dict[str, Any]]:
+    """Stream the columns through the program; the report, and the accumulators' values by name."""
+    raise NotImplementedError
+
+
+def _params(given: Sequence[str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for each in given:
+        name, equals, text = each.partition("=")
+        if not equals or not name.isidentifier():
+            raise BindError(f"--param {each!r} is not NAME=VALUE")
+        if name in values:
+            raise BindError(f"--param {name} is given twice")
+        values[name] = _value(name, text)
+    return values
+
+
+def _value(name: str, text: str) -> bool | int | float:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (lambda t: int(t, 0), float):
+        try:
+            value: int | float = kind(text)
+            return value
+        except ValueError:
+            continue
+    raise BindError(f"--param {name}: {text!r} is no number", fix="write an integer, a float, true or false")
+
+
+def _columns(inputs: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """Paths by name, and paths without one. ``x=a,b`` names two files, unless a file of the name ``a,b`` is there."""
+    named: dict[str, list[str]] = {}
+    bare: list[str] = []
+    for each in inputs:
+        name, equals, paths = each.partition("=")
+        if equals and name.isidentifier():
+            named.setdefault(name, []).extend([paths] if Path(paths).exists() else paths.split(","))
+        else:
+            bare.append(each)
+    if named and bare:
+        raise BindError(f"{bare[0]!r} has no name, others have one", fix="write NAME=PATH for each input")
+    return named, bare
+
+
+def _types_of(named: Mapping[str, Sequence[str]], bare: Sequence[str], program: str) -> dict[str, MemType]:
+    """Types that .npy headers give, for programs that take their types from their inputs."""
+    from vyre.programs import SHIPPED
+
+    found = {name: _type_of(paths) for name, paths in named.items()}
+    if bare and program in SHIPPED:
+        found["x"] = _type_of(bare)
+    return {name: dtype for name, dtype in found.items() if dtype is not None}
+
+
+def _type_of(paths: Sequence[str]) -> MemType | None:
+    import os
+
+    from vyre.stream.formats import read_npy_header
+
+    for path in paths:
+        try:
+            if path.endswith(".npy"):
+                with open(path, "rb") as file:
+                    return read_npy_header(file.fileno(), path, os.fstat(file.fileno()).st_size).dtype
+        except (OSError, StreamError):
+            return None  # the same file is opened again, and refused in full words, when it is bound
+    return None
+
+
+def _name(program: Program, named: Mapping[str, Sequence[str]], bare: Sequence[str]) -> dict[str, list[str]]:
+    if not bare:
+        return {name: list(paths) for name, paths in named.items()}
+    inputs = [stream.name for stream in program.inputs]
+    if len(inputs) != 1:
+        raise BindError(
+            f"{bare[0]!r} has no name, and {program.name} has {len(inputs)} inputs",
+            fix=f"write {' '.join(f'{name}=PATH' for name in inputs)}" if inputs else "leave the paths out",
+        )
+    return {inputs[0]: list(bare)}
+
+
+def _as_json(program: Program, outputs: Outputs, results: Mapping[str, Any], report: Any) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {
+        "program": program.name,
+        "results": {**{name: output.as_json() for name, output in outputs.items()}, **results},
+        "report": asdict(report),
+    }
+
+
+def _print(program: Program, outputs: Outputs, results: Mapping[str, Any]) -> None:
+    rows: list[tuple[str, str, str]] = []
+    for name, output in outputs.items():
+        rows.append((name, f"{output.kind} {output.dtype.name}", output.words(SHOWN)))
+    histograms = []
+    for accumulator in program.accumulators:
+        value = results[accumulator.name]
+        kind = f"{accumulator.kind.name} {accumulator.dtype.name}"
+        if accumulator.bins:
+            histograms.append((accumulator.name, value))
+            rows.append((accumulator.name, kind, f"{accumulator.bins:,} bins, {int(value.sum()):,} counted"))
+        else:
+            rows.append((accumulator.name, kind, _text(value)))
+    show.table("", ("result", "", "value"), rows)
+    for name, counts in histograms:
+        _print_histogram(name, counts)
+
+
+def _text(value: Any) -> str:
+    plain = value.item() if hasattr(value, "item") else value
+    return f"{plain:,}" if isinstance(plain, int) and not isinstance(plain, bool) else repr(plain)
+
+
+def _print_histogram(name: str, counts: NDArray[np.int64]) -> None:
+    order = (-counts).argsort(kind="stable")[:BINS_SHOWN]
+    rows = [(f"{int(i):,}", f"{int(counts[i]):,}") for i in order if counts[i]]
+    left = int((counts != 0).sum()) - len(rows)
+    more = f", {left:,} more with --json" if left > 0 else ""
+    click.echo()
+    show.table(f"{name}: most frequent bins{more}", ("bin", "count"), rows, right=(0, 1))
