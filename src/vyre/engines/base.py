@@ -7,11 +7,13 @@ joining of parts (runtime).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vyre.errors import Fault
+from vyre.program.verifier import Verified
 
 
 @dataclass(slots=True)
@@ -33,3 +35,77 @@ class ItemResult:
     accumulators: list[NDArray[np.generic]] = field(default_factory=list)
     tile_sums: dict[int, NDArray[np.float64]] = field(default_factory=dict)
     fault: Fault | None = None
+
+
+class FileRange(NamedTuple):
+    """Elements of a stream that lie in a file: element ``origin`` of the item at byte ``offset`` of ``fd``."""
+
+    fd: int
+    offset: int
+
+
+@dataclass(slots=True)
+class Operands:
+    """What one item works on. Everything is in declaration order and stays alive and in place until the item ends.
+
+    Attributes:
+        origin: global index of element 0 of each operand, a multiple of 1,024.
+        count: elements of each input and output.
+        inputs: arrays of at least ``count`` elements in memory type, or ranges of files.
+        outputs: arrays of ``count`` elements, written in place.
+        emits: arrays with room for ``count`` elements.
+        tables: 1-D arrays; atomic ones are updated in place.
+        params: 64 bits each, in memory form.
+    """
+
+    origin: int
+    count: int
+    inputs: list[NDArray[Any] | FileRange]
+    outputs: list[NDArray[Any]]
+    emits: list[NDArray[Any]]
+    tables: list[NDArray[Any]]
+    params: list[int]
+
+
+class Item(Protocol):
+    """A program with its operands: what is published, once or again and again, but never twice at a time."""
+
+    def start(self, *, deadline_ns: int = 0, wake: bool = True) -> bool:
+        """Publish it. False: the ring is full and nothing was published.
+
+        Args:
+            deadline_ns: CLOCK_MONOTONIC time after which the engine may end it with FaultCode.deadline; 0 for none.
+            wake: False when the caller waits at once, so that no worker need be woken for a small item.
+        """
+        ...
+
+    def wait(self, timeout_ns: int) -> bool:
+        """True once it is complete. May return early; runs other work meanwhile where the engine can."""
+        ...
+
+    def result(self) -> ItemResult:
+        """What it delivered. Only after wait() said True, once per start(); frees the slot."""
+        ...
+
+    def cancel(self) -> None:
+        """Ask that it end soon. It completes all the same, as DONE or as FAULT with FaultCode.cancelled."""
+        ...
+
+    def close(self) -> None:
+        """Free the binding. Not while it is published and not complete."""
+        ...
+
+
+class Engine(Protocol):
+    """Who executes: loads verified programs, binds operands, completes items."""
+
+    name: str
+    closed: bool
+
+    def load(self, verified: Verified) -> int: ...
+
+    def unload(self, opcode: int) -> None: ...
+
+    def item(self, opcode: int, operands: Operands, *, stream: object = None) -> Item: ...
+
+    def close(self) -> None: ...

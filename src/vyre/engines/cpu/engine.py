@@ -16,7 +16,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +58,10 @@ from vyre.ring.layout import (
 )
 from vyre.ring.memory import Region, Ring
 from vyre.store import Store
+
+if TYPE_CHECKING:
+    from vyre.engines.base import Operands
+    from vyre.engines.cpu.items import CpuItem
 
 WAITERS: Final = 32
 """User threads that can run work at the same time; more of them take turns."""
@@ -192,6 +196,38 @@ class BindingBlock:
         head += bins
         block[: len(head)] = array("Q", head)
         self._results = len(head)
+        self._owners = owners
+
+    def retarget(
+        self,
+        origin: int,
+        elements: int,
+        inputs: Sequence[tuple[int, int, int]],
+        addresses: Sequence[int],
+        params: Sequence[int],
+        owners: object,
+    ) -> None:
+        """Other operands of no more elements than the block was made for. Not while a slot names it.
+
+        Args:
+            inputs: as for ``bind``.
+            addresses: outputs, emits, then address and elements of each table.
+        """
+        block = self._block
+        block[state.B_ORIGIN // 8] = origin
+        block[state.B_ELEMENTS // 8] = elements
+        at = state.BINDING_WORDS
+        for kind, place, offset in inputs:
+            block[at] = kind
+            block[at + 1] = place
+            block[at + 2] = offset
+            at += 4
+        for word in addresses:
+            block[at] = word
+            at += 1
+        for word in params:
+            block[at] = word
+            at += 1
         self._owners = owners
 
     @property
@@ -381,6 +417,17 @@ class CpuEngine:
 
         form = lower(verified, self.store)
         return Image(verified.program, form.body, form.prologue, form.uses_fuel)
+
+    def image(self, opcode: int) -> Image:
+        """What was loaded or installed at an opcode. KeyError when nothing is."""
+        return self._images[opcode]
+
+    def item(self, opcode: int, operands: Operands, *, stream: object = None) -> CpuItem:
+        """Operands bound for publishing, on the session's ring or a stream's own."""
+        from vyre.engines.cpu.items import CpuItem
+
+        assert stream is None or isinstance(stream, Ring)
+        return CpuItem(self, stream or self.ring, opcode, operands)
 
     # --- bindings -----------------------------------------------------------------------------------------------
 

@@ -1,0 +1,222 @@
+"""Items of the CPU engine: operands in, a slot published, a result out.
+
+Owns: how arrays and file ranges become descriptors, how a record becomes an ItemResult. Leaves to others: which arrays
+(runtime), execution (worker).
+"""
+
+from __future__ import annotations
+
+from array import array
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vyre.engines.base import FileRange, ItemResult, Operands
+from vyre.engines.cpu.engine import FILE, MEMORY, WAIT_SLICE_NS, BindingBlock, CpuEngine, item
+from vyre.errors import Fault
+from vyre.program.ir import Program
+from vyre.program.opcodes import FAULT_REASONS, FaultCode, MemType
+from vyre.ring.layout import NO_ELEMENT, NO_PC, SEQUENCE_NONE, Status
+from vyre.ring.memory import Ring
+
+_DTYPES: Final[dict[MemType, np.dtype[Any]]] = {
+    MemType.i32: np.dtype("<i4"), MemType.u32: np.dtype("<u4"), MemType.i64: np.dtype("<i8"),
+    MemType.u64: np.dtype("<u8"), MemType.f32: np.dtype("<f4"), MemType.f64: np.dtype("<f8"),
+}  # fmt: skip
+_DONE: Final = int(Status.DONE)
+_LATE: Final = 16
+
+
+class CpuItem:
+    """See vyre.engines.base.Item."""
+
+    __slots__ = (
+        "_block",
+        "_call",
+        "_capacity",
+        "_elements",
+        "_frame",
+        "_frame_address",
+        "_image",
+        "_operands",
+        "_program",
+        "_record",
+        "_ring",
+        "_slot",
+        "_slot_words",
+        "engine",
+        "number",
+        "opcode",
+        "sequence",
+    )  # fmt: skip
+
+    def __init__(self, engine: CpuEngine, ring: Ring, opcode: int, operands: Operands) -> None:
+        self.engine = engine
+        self.opcode = opcode
+        self._ring = ring
+        self._image = engine.image(opcode)
+        self._program: Program = self._image.program
+        self._operands = operands
+        self._capacity = self._elements = operands.count
+        self.number, self._block = self._bind(operands)
+        self._slot = item(opcode, self.number, operands.origin, operands.count)
+        self._slot_words: memoryview = memoryview(self._slot.view(np.uint32).data).cast("B").cast("I")
+        self._record = array("Q", bytes(64))
+        self._frame = array(
+            "Q",
+            [
+                engine.address,
+                ring.address,
+                self._slot.ctypes.data,
+                WAIT_SLICE_NS,
+                self._record.buffer_info()[0],
+                SEQUENCE_NONE,
+            ],
+        )
+        self._frame_address = self._frame.buffer_info()[0]
+        self._call = engine.natives.call
+        self.sequence: int | None = None
+
+    def _bind(self, operands: Operands) -> tuple[int, BindingBlock]:
+        return self.engine.bind(
+            self.opcode,
+            origin=operands.origin,
+            elements=operands.count,
+            inputs=_inputs(operands),
+            outputs=[address_of(a) for a in operands.outputs],
+            emits=[address_of(a) for a in operands.emits],
+            tables=[(address_of(a), a.size) for a in operands.tables],
+            params=operands.params,
+            owners=operands,
+        )
+
+    def retarget(self, operands: Operands) -> None:
+        """The same program over other operands. Not while it is published."""
+        if operands.count > self._capacity:
+            number = self.number
+            self.number, self._block = self._bind(operands)
+            self.engine.unbind(number)
+            self._capacity = operands.count
+            self._slot_words[4] = self.number
+        else:
+            addresses = [address_of(a) for a in operands.outputs]
+            addresses += [address_of(a) for a in operands.emits]
+            for a in operands.tables:
+                addresses += (address_of(a), a.size)
+            self._block.retarget(
+                operands.origin, operands.count, _inputs(operands), addresses, operands.params, operands
+            )
+        self._operands = operands
+        count, origin = operands.count, operands.origin
+        self._elements = count
+        words = self._slot_words
+        words[5], words[6] = origin & 0xFFFF_FFFF, origin >> 32
+        words[7], words[8] = count & 0xFFFF_FFFF, count >> 32
+
+    @property
+    def operands(self) -> Operands:
+        return self._operands
+
+    def start(self, *, deadline_ns: int = 0, wake: bool = True) -> bool:
+        engine = self.engine
+        if self._block.bins:
+            self._block.clear_bins()
+        woken = 1 if wake or deadline_ns else 0
+        sequence = engine.natives.submit(engine.address, self._ring.address, self._frame[2], 1, deadline_ns, woken)
+        if sequence == SEQUENCE_NONE:
+            return False
+        self.sequence = sequence
+        return True
+
+    def wait(self, timeout_ns: int) -> bool:
+        assert self.sequence is not None, "wait before start"
+        return self.engine.wait(self._ring, self.sequence, 1, timeout_ns) == 1
+
+    def call(self) -> bool:
+        """start() and the first wait() in one native call. False: not done within WAIT_SLICE_NS, or the ring is full.
+
+        True: complete and collected; ``collected()`` has the result. After False look at ``sequence``: None when full.
+        """
+        if self._block.bins:
+            self._block.clear_bins()
+        status = self._call(self._frame_address)
+        if status and status != _LATE:
+            return True
+        self.sequence = None if status == 0 else self._frame[5]
+        return False
+
+    def result(self) -> ItemResult:
+        assert self.sequence is not None, "result before start"
+        engine = self.engine
+        engine.natives.collect(self._ring.address, self.sequence, 1, self._frame[4])
+        self.sequence = None
+        return self.collected()
+
+    def collected(self) -> ItemResult:
+        """The result whose record was collected last."""
+        record = self._record
+        if record[1] & 0xFFFF_FFFF != _DONE:
+            return ItemResult(fault=self._fault())
+        program, block, operands = self._program, self._block, self._operands
+        result = ItemResult(outputs=operands.outputs)
+        if program.emits:
+            result.emits = [a.reshape(-1)[:n] for a, n in zip(operands.emits, block.emitted, strict=True)]
+        if program.accumulators:
+            result.accumulators = self._accumulators()
+            if self._image.float_sums:
+                tiles = (self._elements + 1023) >> 10
+                assert block.tile_results is not None
+                sums = block.tile_results[:tiles].view(np.float64)
+                result.tile_sums = {i: sums[:, i].copy() for i in self._image.float_sums}
+        return result
+
+    def _accumulators(self) -> list[NDArray[np.generic]]:
+        found: list[NDArray[np.generic]] = []
+        bits = np.array(self._block.results, np.uint64)
+        for i, acc in enumerate(self._program.accumulators):
+            if acc.bins:
+                found.append(self._block.bins[i].copy())
+            else:
+                dtype = _DTYPES[acc.dtype]
+                one: NDArray[Any] = bits[i : i + 1].view(dtype)[:1]
+                found.append(one.reshape(()))
+        return found
+
+    def _fault(self) -> Fault:
+        record = self._record
+        code = record[1] >> 32
+        pc = record[2] & 0xFFFF_FFFF
+        element = record[3]
+        reason = FAULT_REASONS.get(FaultCode(code), f"fault {code}")
+        errno = record[4]
+        return Fault(
+            code=code,
+            reason=reason,
+            pc=None if pc == NO_PC else pc,
+            element=None if element == NO_ELEMENT else element,
+            operands={"errno": errno} if errno else {},
+        )
+
+    @property
+    def ticks(self) -> tuple[int, int]:
+        """(started, finished) on the engine clock, of the record collected last."""
+        return self._record[5], self._record[6]
+
+    def cancel(self) -> None:
+        if self.sequence is not None:
+            self.engine.natives.cancel(self._ring.address, self.sequence)
+
+    def close(self) -> None:
+        if self.number >= 0:
+            self.engine.unbind(self.number)
+            self.number = -1
+
+
+def _inputs(operands: Operands) -> list[tuple[int, int, int]]:
+    return [(FILE, a.fd, a.offset) if isinstance(a, FileRange) else (MEMORY, address_of(a), 0) for a in operands.inputs]
+
+
+def address_of(a: NDArray[np.generic]) -> int:
+    """Where an array's first element is."""
+    return int(a.__array_interface__["data"][0])

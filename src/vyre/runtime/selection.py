@@ -1,0 +1,73 @@
+"""Which engine a session gets, and one line that says so (decision 16)."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from vyre.engines.base import Engine
+from vyre.errors import EngineUnavailable
+
+NAMES = ("auto", "cpu", "cuda", "null", "reference")
+
+
+def make_engine(
+    name: str,
+    *,
+    device: int = 0,
+    workers: int | None = None,
+    capacity: int | None = None,
+    resident: bool = True,
+    idle_s: float | None = None,
+    stay_s: float | None = None,
+    store: bool = True,
+) -> tuple[Engine, str]:
+    """An engine by name and a line that names it and says why.
+
+    Raises:
+        EngineUnavailable: it cannot run here; the message says what is missing.
+        ValueError: no engine has that name.
+    """
+    if name not in NAMES:
+        raise ValueError(f"engine {name!r} is unknown; one of {', '.join(NAMES)}")
+    if name == "reference":
+        from vyre.engines.immediate import ReferenceEngine
+
+        return ReferenceEngine(), "engine reference, as asked"
+    options: dict[str, Any] = {"workers": workers, "resident": resident}
+    if capacity is not None:
+        options["capacity"] = capacity
+    why = "as asked"
+    if name in ("auto", "cuda"):
+        gpu, reason = _cuda(device, idle_s, stay_s, resident, required=name == "cuda")
+        if gpu is not None:
+            return gpu, f"engine cuda, {reason}"
+        why = reason
+    if sys.platform != "linux":
+        raise EngineUnavailable(
+            f"engine {name if name != 'auto' else 'cpu'} runs on Linux, this is {sys.platform}",
+            fix="open with engine='reference', which runs everywhere, slowly",
+        )
+    from vyre.store import Store
+
+    options["store"] = Store() if store else None
+    if name == "null":
+        from vyre.engines.null import NullEngine
+
+        return NullEngine(**options), "engine null, as asked: nothing is executed"
+    from vyre.engines.cpu.engine import CpuEngine
+
+    engine = CpuEngine(**options)
+    return engine, f"engine cpu with {engine.workers} workers, {why}"
+
+
+def _cuda(
+    device: int, idle_s: float | None, stay_s: float | None, resident: bool, *, required: bool
+) -> tuple[Engine | None, str]:
+    """The GPU engine and why, or None and what is missing."""
+    missing = "the GPU engine is not part of a session yet"
+    if required:
+        raise EngineUnavailable(
+            f"engine cuda cannot be opened: {missing}", fix="use engine='cpu'; vyre doctor says what this machine has"
+        )
+    return None, f"because {missing}"

@@ -1,0 +1,679 @@
+"""A session: one engine kept resident, programs loaded into it, work handed to it.
+
+Owns: joining of programs, operands, engine and results; the lifetime of each. Leaves to others: what may be bound
+(operands), execution (engines), files (streaming).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vyre.engines.base import FileRange, Item, ItemResult, Operands
+from vyre.errors import BindError, Fault, RingFull, SessionClosed
+from vyre.program.opcodes import Access, FaultCode
+from vyre.program.verifier import Verified
+from vyre.runtime.operands import as_input, as_output, as_param, as_table, check_overlap, count_of
+from vyre.runtime.programs import ProgramLike, verified_of
+from vyre.runtime.result import Report, Result
+from vyre.runtime.tickets import Ticket, raise_for
+from vyre.stream.formats import Column, numpy_dtype
+from vyre.stream.source import Source
+
+if TYPE_CHECKING:
+    from vyre.runtime.streaming import Stream
+
+EngineName = Literal["auto", "cpu", "cuda", "null", "reference"]
+OnFault = Literal["raise", "report"]
+FORMULAS: Final = 4_096
+"""Expressions that ``evaluate`` keeps resident; the oldest goes first."""
+IDLE_ITEMS: Final = 8
+"""Bindings of one program that are kept for reuse when a run is over."""
+
+
+class Loaded:
+    """A program resident in a session. Close it, or let the session do so.
+
+    Attributes:
+        program: the program.
+        opcode: what slots call it.
+    """
+
+    __slots__ = ("_defaults", "_dtypes", "_idle", "_names", "opcode", "program", "session", "verified")
+
+    def __init__(self, session: Session, verified: Verified, opcode: int) -> None:
+        self.session = session
+        self.verified = verified
+        self.program = verified.program
+        self.opcode = opcode
+        self._idle: list[Any] = []
+        program = self.program
+        names = [s.name for s in program.inputs] + [p.name for p in program.params] + [t.name for t in program.tables]
+        self._names = frozenset(names)
+        self._dtypes = [numpy_dtype(s.dtype) for s in program.outputs]
+
+    def close(self) -> None:
+        """Forget the program. Nothing that uses it may be unfinished."""
+        self.session._unload(self)
+
+    def __repr__(self) -> str:
+        return f"<vyre program {self.program.name} resident as {self.opcode:#x}>"
+
+
+class Bound:
+    """A program with its operands, to be run again and again: the fast path. Not for two threads at a time.
+
+    ``run()`` reads the inputs as they are then and writes the same outputs each time.
+    """
+
+    __slots__ = ("_item", "_loaded", "_report", "_shape", "session")
+
+    def __init__(self, session: Session, loaded: Loaded, item: Any, shape: tuple[int, ...], report: Report) -> None:
+        self.session = session
+        self._loaded = loaded
+        self._item = item
+        self._shape = shape
+        self._report = report
+
+    def run(self, *, timeout_s: float | None = None, on_fault: OnFault = "raise") -> Result:
+        """Hand it over, wait, and give its results.
+
+        Raises:
+            ProgramFault: it trapped (unless on_fault is "report").
+            SessionClosed, WaitTimeout: as for a ticket.
+        """
+        session = self.session
+        if session.closed:
+            raise session._closed_error()
+        raw = session._execute(self._item, timeout_s)
+        if raw.fault is not None:
+            session._fault(raw, self._loaded, self._item.operands, on_fault)
+        return Result(self._loaded.program, raw, self._report, self._shape)
+
+    def close(self) -> None:
+        """Give the binding back."""
+        self._item.close()
+
+
+class Session:
+    """See ``vyre.open``."""
+
+    def __init__(
+        self,
+        engine: EngineName = "auto",
+        *,
+        device: int = 0,
+        workers: int | None = None,
+        pool_bytes: int | None = None,
+        io: str = "auto",
+        capacity: int | None = None,
+        resident: bool = True,
+        idle_s: float | None = None,
+        stay_s: float | None = None,
+        store: bool = True,
+    ) -> None:
+        from vyre.runtime.selection import make_engine
+
+        self.engine, self.choice = make_engine(
+            engine,
+            device=device,
+            workers=workers,
+            capacity=capacity,
+            resident=resident,
+            idle_s=idle_s,
+            stay_s=stay_s,
+            store=store,
+        )
+        self.pool_bytes = pool_bytes
+        self.io = io
+        self._lock = threading.Lock()
+        self._outstanding: deque[Ticket] = deque()
+        self._loaded: dict[int, Loaded] = {}
+        self._known: dict[int, tuple[object, Loaded]] = {}
+        self._by_identity: dict[bytes, Loaded] = {}
+        self._formulas: OrderedDict[int, tuple[object, Loaded]] = OrderedDict()
+
+    # --- programs -----------------------------------------------------------------------------------------------
+
+    def load(self, program: ProgramLike) -> Loaded:
+        """Verify a program and make it resident.
+
+        Args:
+            program: a function of ``@vyre.program``, an expression, a Program, bytecode, or what ``load`` gave.
+        Raises:
+            ProgramError: it is not valid; the message says where and why.
+            ArenaFull: the engine's program store has no room.
+        """
+        if isinstance(program, Loaded):
+            if program.session is not self:
+                return self.load(program.verified)
+            return program
+        if self.engine.closed:
+            raise self._closed_error()
+        verified = verified_of(program)
+        loaded = Loaded(self, verified, self.engine.load(verified))
+        self._loaded[loaded.opcode] = loaded
+        return loaded
+
+    def _resident(self, program: ProgramLike) -> Loaded:
+        """What a program was loaded as by an earlier call, or now."""
+        known = self._known.get(id(program))
+        if known is not None and known[0] is program:
+            return known[1]
+        if isinstance(program, Loaded):
+            return self.load(program)
+        verified = verified_of(program)
+        loaded = self._by_identity.get(verified.identity)
+        # Identity is without names: two programs that differ in names alone must not answer to each other's.
+        if loaded is None or loaded.program != verified.program:
+            loaded = self.load(verified)
+            self._by_identity[verified.identity] = loaded
+        if len(self._known) >= 1_024:
+            self._known.clear()
+        self._known[id(program)] = (program, loaded)
+        return loaded
+
+    def _unload(self, loaded: Loaded) -> None:
+        if self._loaded.pop(loaded.opcode, None) is None:
+            return
+        for item in loaded._idle:
+            item.close()
+        loaded._idle.clear()
+        self._by_identity = {k: v for k, v in self._by_identity.items() if v is not loaded}
+        self._known = {k: v for k, v in self._known.items() if v[1] is not loaded}
+        self.engine.unload(loaded.opcode)
+
+    # --- operands -----------------------------------------------------------------------------------------------
+
+    def _operands(
+        self, loaded: Loaded, named: Mapping[str, Any], out: Any, elements: int | None, notes: list[str]
+    ) -> tuple[Operands, tuple[int, ...]]:
+        """Check and collect everything an item needs."""
+        program = loaded.program
+        names = loaded._names
+        for name in named:
+            if name not in names:
+                raise unknown_name(loaded, name)
+        inputs: list[NDArray[Any] | FileRange] = []
+        arrays: list[NDArray[Any]] = []
+        for stream in program.inputs:
+            if stream.name not in named:
+                raise BindError(f"program {program.name}: input {stream.name} ({stream.dtype.name}) is missing")
+            arrays.append(as_input(stream, named[stream.name], notes))
+        inputs += arrays
+        count = count_of(program, arrays, elements)
+        shape = arrays[0].shape if arrays and all(a.shape == arrays[0].shape for a in arrays) else (count,)
+        params = params_of(loaded, named)
+        tables = []
+        for table in program.tables:
+            if table.name not in named:
+                raise BindError(f"program {program.name}: table {table.name} ({table.dtype.name}) is missing")
+            tables.append(as_table(table, named[table.name]))
+        if out is None:
+            outputs: list[NDArray[Any]] = [np.empty(count, dtype) for dtype in loaded._dtypes]
+        else:
+            outputs = self._outputs(loaded, out, count, arrays)
+        emits = [np.empty(count, numpy_dtype(s.dtype)) for s in program.emits]
+        return Operands(0, count, inputs, outputs, emits, tables, params), shape
+
+    def _outputs(self, loaded: Loaded, out: Any, count: int, arrays: list[NDArray[Any]]) -> list[NDArray[Any]]:
+        program = loaded.program
+        if not isinstance(out, Mapping):
+            if len(program.outputs) != 1:
+                names = ", ".join(s.name for s in program.outputs) or "none"
+                raise BindError(
+                    f"out is one array, but program {program.name} has these outputs: {names}",
+                    fix="pass a dict by name",
+                )
+            out = {program.outputs[0].name: out}
+        for name in out:
+            if name not in [s.name for s in program.outputs]:
+                raise BindError(f"out names {name!r}, which is no output of program {program.name}")
+        others = dict(zip((s.name for s in program.inputs), arrays, strict=True))
+        outputs = []
+        for stream, dtype in zip(program.outputs, loaded._dtypes, strict=True):
+            if stream.name in out:
+                a = as_output(stream, out[stream.name], count)
+                check_overlap(a, stream.name, others)
+                others[f"out for {stream.name}"] = a
+            else:
+                a = np.empty(count, dtype)
+            outputs.append(a)
+        return outputs
+
+    # --- running ------------------------------------------------------------------------------------------------
+
+    def run(
+        self,
+        program: ProgramLike,
+        inputs: Any = None,
+        /,
+        *,
+        out: Any = None,
+        elements: int | None = None,
+        timeout_s: float | None = None,
+        on_fault: OnFault = "raise",
+        chunk: int | None = None,
+        io: str | None = None,
+        progress: Callable[[int, int], None] | None = None,
+        **named: Any,
+    ) -> Result:
+        """Run a program over arrays or files and wait for its results.
+
+        Args:
+            program: what ``load`` takes.
+            inputs: streams and tables by name, or the only input itself; names may also be given as keywords.
+            out: array (or arrays by name) to write outputs to instead of fresh ones.
+            elements: how many, for a program without inputs.
+            timeout_s: give up waiting after this; the item is then cancelled.
+            on_fault: "raise" ProgramFault, or "report" it in ``result.fault``.
+            chunk, io, progress: for files, see ``stream``; the result holds totals.
+            named: streams, tables and parameters by name.
+        Raises:
+            BindError: names, types, lengths or parameters that do not fit; nothing was run.
+            ProgramFault: the program trapped; nothing was delivered.
+            StreamError: a file could not be read.
+        """
+        if self.engine.closed:
+            raise self._closed_error()
+        known = self._known.get(id(program))
+        loaded: Loaded = known[1] if known is not None and known[0] is program else self._resident(program)
+        if inputs is not None:
+            named = with_inputs(loaded, inputs, named)
+        if any_in_files(loaded, named):
+            with self._stream(loaded, named, chunk, io, progress) as stream:
+                return stream.run_to_end(out, on_fault)
+        began = time.perf_counter()
+        notes: list[str] = []
+        operands, shape = self._operands(loaded, named, out, elements, notes)
+        item = self._item(loaded, operands)
+        try:
+            raw = self._execute(item, timeout_s)
+        except BaseException:
+            self._abandon(item)
+            raise
+        if raw.fault is not None:
+            raw = self._fault(raw, loaded, operands, on_fault)
+        if len(loaded._idle) < IDLE_ITEMS:
+            loaded._idle.append(item)
+        else:
+            item.close()
+        seconds = time.perf_counter() - began
+        report = Report(self.engine.name, operands.count, memory_bytes(operands), seconds, seconds, notes)
+        return Result(loaded.program, raw, report, shape)
+
+    def evaluate(self, text: str, arrays: Mapping[str, Any], *, out: Any = None) -> Any:
+        """See ``vyre.evaluate``: the value of an expression over arrays by name; Python numbers are parameters."""
+        from vyre.program.expression import expression
+        from vyre.program.types import infer_types
+
+        if self.engine.closed:
+            raise self._closed_error()
+        types = infer_types(arrays)
+        scalars = [n for n, value in arrays.items() if not getattr(value, "ndim", 0) and not hasattr(value, "__len__")]
+        compiled = expression(text, types, params=scalars)
+        key = id(compiled)
+        found = self._formulas.get(key)
+        if found is None or found[0] is not compiled:
+            if len(self._formulas) >= FORMULAS:
+                _, (_, oldest) = self._formulas.popitem(last=False)
+                oldest.close()
+            found = self._formulas[key] = (compiled, self.load(compiled))
+            self._known[key] = found
+        loaded = found[1]
+        named = arrays if len(arrays) == len(loaded._names) else {n: arrays[n] for n in arrays if n in loaded._names}
+        return self.run(compiled, out=out, **named).value
+
+    def bind(
+        self, program: ProgramLike, inputs: Any = None, /, *, out: Any = None, elements: int | None = None, **named: Any
+    ) -> Bound:
+        """Fix a program's operands once, to run it many times. Arguments as for ``run``; arrays only."""
+        loaded = self._resident(program)
+        if inputs is not None:
+            named = with_inputs(loaded, inputs, named)
+        if any_in_files(loaded, named):
+            raise BindError("bind takes arrays; files are streamed", fix="use session.stream or session.run")
+        notes: list[str] = []
+        operands, shape = self._operands(loaded, named, out, elements, notes)
+        report = Report(self.engine.name, operands.count, memory_bytes(operands), notes=notes)
+        return Bound(self, loaded, self.engine.item(loaded.opcode, operands), shape, report)
+
+    def submit(
+        self,
+        program: ProgramLike,
+        inputs: Any = None,
+        /,
+        *,
+        out: Any = None,
+        elements: int | None = None,
+        timeout_s: float | None = None,
+        **named: Any,
+    ) -> Ticket:
+        """Hand work over and return at once. The ticket has the result, later; arrays must stay as they are until then.
+
+        Args:
+            timeout_s: the item's own deadline from now: past it, it ends in FAULT (deadline passed).
+        Raises:
+            RingFull: no slot became free within ``timeout_s`` (or 60 s).
+        """
+        ticket = self._ticket(program, inputs, out, elements, timeout_s, named)
+        give_up = time.monotonic() + (60.0 if timeout_s is None else timeout_s)
+        while not ticket._start():
+            self._reap()
+            if time.monotonic() >= give_up:
+                ticket._discard()
+                raise RingFull(
+                    "no slot of the session's ring became free in time",
+                    fix="collect results, or open with a larger capacity",
+                )
+        self._outstanding.append(ticket)
+        return ticket
+
+    def submit_nowait(
+        self,
+        program: ProgramLike,
+        inputs: Any = None,
+        /,
+        *,
+        out: Any = None,
+        elements: int | None = None,
+        timeout_s: float | None = None,
+        **named: Any,
+    ) -> Ticket | None:
+        """``submit`` that gives None instead of waiting when the ring is full (which the engine counts)."""
+        ticket = self._ticket(program, inputs, out, elements, timeout_s, named)
+        if not ticket._start():
+            ticket._discard()
+            return None
+        self._outstanding.append(ticket)
+        return ticket
+
+    def _ticket(
+        self,
+        program: ProgramLike,
+        inputs: Any,
+        out: Any,
+        elements: int | None,
+        timeout_s: float | None,
+        named: dict[str, Any],
+    ) -> Ticket:
+        if self.engine.closed:
+            raise self._closed_error()
+        loaded = self._resident(program)
+        if inputs is not None:
+            named = with_inputs(loaded, inputs, named)
+        if any_in_files(loaded, named):
+            raise BindError("submit takes arrays; files are streamed", fix="use session.stream or session.run")
+        notes: list[str] = []
+        operands, shape = self._operands(loaded, named, out, elements, notes)
+        report = Report(self.engine.name, operands.count, memory_bytes(operands), notes=notes)
+        deadline = 0 if timeout_s is None else time.monotonic_ns() + max(0, int(timeout_s * 1e9))
+        return Ticket(self, loaded, self._item(loaded, operands), shape, report, deadline)
+
+    def stream(
+        self,
+        program: ProgramLike,
+        source: Any = None,
+        /,
+        *,
+        chunk: int | None = None,
+        io: str | None = None,
+        progress: Callable[[int, int], None] | None = None,
+        **named: Any,
+    ) -> Stream:
+        """Run a program over files (or arrays), chunk by chunk: an iterator of parts in order, with totals at the end.
+
+        Args:
+            source: a Source, or columns by name: paths, lists of paths, Columns or arrays; or the only input itself.
+            chunk: elements of a chunk, rounded up to a multiple of 1,024; None chooses.
+            io: "auto", "hot", "uring-direct", "uring" or "pread"; None takes the session's.
+            progress: called with (elements done, elements in all) after each part.
+            named: columns, tables and parameters by name.
+        """
+        if self.engine.closed:
+            raise self._closed_error()
+        loaded = self._resident(program)
+        if source is not None and not isinstance(source, Source):
+            named = with_inputs(loaded, source, named)
+            source = None
+        return self._stream(loaded, named, chunk, io, progress, source)
+
+    def _stream(
+        self,
+        loaded: Loaded,
+        named: Mapping[str, Any],
+        chunk: int | None,
+        io: str | None,
+        progress: Callable[[int, int], None] | None,
+        source: Source | None = None,
+    ) -> Stream:
+        from vyre.runtime.streaming import Stream
+
+        return Stream(self, loaded, named, chunk, io or self.io, progress, source)
+
+    # --- items --------------------------------------------------------------------------------------------------
+
+    def _item(self, loaded: Loaded, operands: Operands) -> Any:
+        try:
+            item = loaded._idle.pop()
+        except IndexError:
+            return self.engine.item(loaded.opcode, operands)
+        item.retarget(operands)
+        return item
+
+    def _execute(self, item: Any, timeout_s: float | None) -> ItemResult:
+        """Start an item and wait for its result."""
+        call = getattr(item, "call", None)
+        if call is not None:
+            if call():
+                return item.collected()  # type: ignore[no-any-return]
+            if item.sequence is None:
+                self._start_when_free(item, timeout_s)
+        else:
+            self._start_when_free(item, timeout_s)
+        give_up = None if timeout_s is None else time.monotonic() + timeout_s
+        while not item.wait(50_000_000):
+            if self.engine.closed:
+                raise self._closed_error()
+            if give_up is not None and time.monotonic() >= give_up:
+                item.cancel()
+                while not item.wait(50_000_000):
+                    pass
+                return item.result()  # type: ignore[no-any-return]
+        return item.result()  # type: ignore[no-any-return]
+
+    def _start_when_free(self, item: Item, timeout_s: float | None) -> None:
+        give_up = time.monotonic() + (60.0 if timeout_s is None else timeout_s)
+        while not item.start(wake=False):
+            self._reap()
+            if time.monotonic() >= give_up:
+                raise RingFull(
+                    "no slot of the session's ring became free in time",
+                    fix="collect results, or open with a larger capacity",
+                )
+
+    def _reap(self) -> None:
+        """The ring is full: collect what is complete of older tickets, waiting for the oldest if nothing is."""
+        waiting = self._outstanding
+        freed = 0
+        for _ in range(len(waiting)):
+            try:
+                ticket = waiting.popleft()
+            except IndexError:
+                break
+            if ticket._collected_or_collect(0 if freed else 10_000_000):
+                freed += 1
+            else:
+                waiting.append(ticket)
+                if freed:
+                    break
+
+    def _abandon(self, item: Any) -> None:
+        """A run was interrupted: cancel its item and wait for its end, so that the caller's arrays are the caller's."""
+        if getattr(item, "sequence", None) is not None and not self.engine.closed:
+            item.cancel()
+            while not item.wait(50_000_000):
+                pass
+            item.result()
+        item.close()
+
+    def _fault(self, raw: ItemResult, loaded: Loaded, operands: Operands, on_fault: OnFault) -> ItemResult:
+        assert raw.fault is not None
+        fault = described(raw.fault, loaded, operands)
+        if on_fault == "raise":
+            raise_for(fault)
+        raw.fault = fault
+        return raw
+
+    # --- end ----------------------------------------------------------------------------------------------------
+
+    @property
+    def closed(self) -> bool:
+        """True after close(), and in a forked child."""
+        return self.engine.closed
+
+    def close(self) -> None:
+        """Cancel what is not done, stop the engine and free its memory. Calling it again does nothing."""
+        if self.engine.closed:
+            return
+        for ticket in list(self._outstanding):
+            ticket.cancel()
+        for ticket in list(self._outstanding):
+            ticket._collected_or_collect(1_000_000_000)
+        self._outstanding.clear()
+        self.engine.close()
+
+    def _closed_error(self) -> SessionClosed:
+        return SessionClosed("this session is closed", fix="open a new one with vyre.open()")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<vyre session, {self.choice}{', closed' if self.closed else ''}>"
+
+
+def params_of(loaded: Loaded, named: Mapping[str, Any]) -> list[int]:
+    """64 bits of each parameter, from the call or its default."""
+    bits = []
+    for param in loaded.program.params:
+        if param.name in named:
+            bits.append(as_param(param, named[param.name]))
+        elif param.default is not None:
+            bits.append(param.default)
+        else:
+            raise BindError(f"program {loaded.program.name}: parameter {param.name} ({param.dtype.name}) is missing")
+    return bits
+
+
+def with_inputs(loaded: Loaded, inputs: Any, named: Mapping[str, Any]) -> dict[str, Any]:
+    """The positional argument of a call, merged with what was given by name."""
+    if isinstance(inputs, Mapping):
+        both = [name for name in inputs if name in named]
+        if both:
+            raise BindError(f"{both[0]} is given twice, in the mapping and by name")
+        return {**inputs, **named}
+    streams = loaded.program.inputs
+    if len(streams) != 1:
+        names = ", ".join(s.name for s in streams) or "none"
+        raise BindError(
+            f"program {loaded.program.name} has these inputs: {names}; one bare value names none of them",
+            fix="pass a dict by name",
+        )
+    if streams[0].name in named:
+        raise BindError(f"{streams[0].name} is given twice, bare and by name")
+    return {streams[0].name: inputs, **named}
+
+
+def any_in_files(loaded: Loaded, named: Mapping[str, Any]) -> bool:
+    """True when some input is a path, a list of paths or a Column."""
+    for stream in loaded.program.inputs:
+        value = named.get(stream.name)
+        if type(value) is np.ndarray:
+            continue
+        if isinstance(value, (str, Column)) or hasattr(value, "__fspath__"):
+            return True
+        if (
+            isinstance(value, (list, tuple))
+            and value
+            and all(isinstance(v, str) or hasattr(v, "__fspath__") for v in value)
+        ):
+            return True
+    return False
+
+
+def unknown_name(loaded: Loaded, name: str) -> BindError:
+    """The error for a name that the program does not declare."""
+    import difflib
+
+    program = loaded.program
+    near = difflib.get_close_matches(name, loaded._names, n=1)
+    parts = [
+        f"{what} {', '.join(d.name for d in declared)}"
+        for what, declared in (("inputs", program.inputs), ("parameters", program.params), ("tables", program.tables))
+        if declared
+    ]
+    return BindError(
+        f"program {program.name} declares no {name!r}; it has {'; '.join(parts) or 'nothing to bind'}",
+        fix=f"did you mean {near[0]}?" if near else "",
+    )
+
+
+def memory_bytes(operands: Operands) -> dict[str, int]:
+    total = sum(a.nbytes for a in operands.inputs if isinstance(a, np.ndarray))
+    return {"in memory": total} if total else {}
+
+
+def described(fault: Fault, loaded: Loaded, operands: Operands) -> Fault:
+    """A fault with its source line and the values of its operands, which the reference finds by running that tile."""
+    program = loaded.program
+    if fault.pc is None or fault.code >= 16:
+        return fault
+    values = fault.operands
+    if fault.element is not None and fault.code != FaultCode.out_of_fuel and not values:
+        values = _operand_values(fault.element, loaded, operands)
+    return Fault(
+        fault.code,
+        fault.reason,
+        fault.pc,
+        fault.element,
+        program.source or None,
+        program.line_of(fault.pc),
+        dict(values),
+    )
+
+
+def _operand_values(element: int, loaded: Loaded, operands: Operands) -> dict[str, int | float]:
+    from vyre.engines.immediate import read_range
+    from vyre.engines.reference import execute
+
+    first = element // 1024 * 1024
+    count = element - first + 1
+    skip = first - operands.origin
+    inputs = []
+    for stream, a in zip(loaded.program.inputs, operands.inputs, strict=True):
+        if isinstance(a, FileRange):
+            found = read_range(FileRange(a.fd, a.offset + skip * stream.dtype.size), stream.dtype, count)
+            if found is None:
+                return {}
+            inputs.append(found)
+        else:
+            inputs.append(a.reshape(-1)[skip : skip + count])
+    tables = [
+        a.copy() if t.access is Access.atomic else a
+        for t, a in zip(loaded.program.tables, operands.tables, strict=True)
+    ]
+    again = execute(loaded.verified, inputs, operands.params, tables, first, count).fault
+    return again.operands if again is not None and again.element == element else {}

@@ -1,0 +1,468 @@
+"""A program over files, chunk by chunk: parts in order, totals at the end.
+
+Owns: which chunks are out, order of parts, the fold of totals. Leaves to others: how bytes come (stream), execution
+(engines). Chunks complete in any order; parts are given in order; memory is bounded by the pool and by PARTS_AHEAD.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vyre.engines.base import FileRange, ItemResult, Operands
+from vyre.engines.fold import ABSENT, halve
+from vyre.errors import BindError, Fault, ProgramFault, SessionClosed, StreamError
+from vyre.program.ir import Accumulator, Program
+from vyre.program.opcodes import SPAN, TILE, AccKind, FaultCode, MemType
+from vyre.ring.layout import OperandKind
+from vyre.runtime.operands import as_input, as_table
+from vyre.runtime.result import Report, Result
+from vyre.runtime.tickets import raise_for
+from vyre.stream.formats import Column, numpy_dtype
+from vyre.stream.plan import Plan
+from vyre.stream.pool import DEFAULT_POOL_BYTES, Pool
+from vyre.stream.reader import Loaded as Arrived
+from vyre.stream.reader import Reader
+from vyre.stream.sink import Sink
+from vyre.stream.source import Chunk, Source, open_columns
+
+if TYPE_CHECKING:
+    from vyre.runtime.session import Loaded, OnFault, Session
+
+RING_CAPACITY: Final = 128
+PARTS_AHEAD: Final = 4
+"""Chunks that may be finished and not yet asked for: what bounds memory when the caller is slow."""
+
+
+class Totals:
+    """Accumulators over all parts so far. Float sums are folded as decision 2 says, whatever the chunks were."""
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+        self._values: list[Any] = [identity_of(a) for a in program.accumulators]
+        self._sums = {i: SpanFold() for i, a in enumerate(program.accumulators) if is_float_sum(a)}
+
+    def add(self, first: int, part: ItemResult) -> None:
+        """Take in the part that starts at element ``first``; parts come in order."""
+        for i, (acc, value) in enumerate(zip(self._program.accumulators, part.accumulators, strict=True)):
+            if i in self._sums:
+                self._sums[i].add(first // TILE, part.tile_sums[i])
+            else:
+                self._values[i] = combine(acc, self._values[i], value)
+
+    def values(self) -> list[NDArray[Any]]:
+        """One 0-d array (histogram: i64[bins]) per accumulator."""
+        return [
+            np.asarray(self._sums[i].total()) if i in self._sums else np.array(value)
+            for i, value in enumerate(self._values)
+        ]
+
+
+class SpanFold:
+    """Folds tile results that come in order, a few at a time: spans halved, added left to right from +0.0."""
+
+    def __init__(self) -> None:
+        self._total = 0.0
+        self._span = np.full(SPAN, ABSENT)
+        self._next = 0
+
+    def add(self, tile: int, sums: NDArray[np.float64]) -> None:
+        assert tile == self._next, "parts come in order"
+        done = 0
+        while done < len(sums):
+            start = self._next % SPAN
+            n = min(SPAN - start, len(sums) - done)
+            self._span[start : start + n] = sums[done : done + n]
+            done, self._next = done + n, self._next + n
+            if self._next % SPAN == 0:
+                self._total = self._with(self._span)
+                self._span[:] = ABSENT
+
+    def total(self) -> np.float64:
+        return np.float64(self._with(self._span) if self._next % SPAN else self._total)
+
+    def _with(self, span: NDArray[np.float64]) -> float:
+        total = self._total + float(halve(span.reshape(1, SPAN))[0])
+        return total if total == total else float("nan")
+
+
+def is_float_sum(acc: Accumulator) -> bool:
+    return acc.kind is AccKind.sum and acc.dtype is MemType.f64
+
+
+def identity_of(acc: Accumulator) -> Any:
+    """What an accumulator over nothing is."""
+    dtype = numpy_dtype(acc.dtype)
+    if acc.kind is AccKind.histogram:
+        return np.zeros(acc.bins, np.int64)
+    if acc.kind in (AccKind.sum, AccKind.count):
+        return dtype.type(0)
+    low = acc.kind is AccKind.max
+    if dtype.kind == "f":
+        return dtype.type(-np.inf if low else np.inf)
+    info = np.iinfo(dtype)
+    return dtype.type(info.min if low else info.max)
+
+
+def combine(acc: Accumulator, a: Any, b: Any) -> Any:
+    """Two results of an accumulator that is free of order."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        if acc.kind in (AccKind.sum, AccKind.count, AccKind.histogram):
+            return a + b
+        if numpy_dtype(acc.dtype).kind == "f":
+            return _float_extreme(acc, a, b)
+        return min(a, b) if acc.kind is AccKind.min else max(a, b)
+
+
+def _float_extreme(acc: Accumulator, a: Any, b: Any) -> Any:
+    """f32.min and its like: NaN if either is, canonical; -0 < +0."""
+    dtype = numpy_dtype(acc.dtype).type
+    if a != a or b != b:
+        return dtype(np.nan)
+    if a == b:
+        negative = np.signbit(a) or np.signbit(b) if acc.kind is AccKind.min else np.signbit(a) and np.signbit(b)
+        return dtype(-0.0) if a == 0 and negative else (dtype(0.0) if a == 0 else a)
+    return min(a, b) if acc.kind is AccKind.min else max(a, b)
+
+
+class Stream:
+    """An iterator of Results, one per chunk, in order. Use it in a ``with``, or run it to its end.
+
+    Attributes:
+        source: the columns.
+        plan: which way the bytes come; ``plan.explain()`` says why.
+        report: bytes by way, seconds, notes; grows with the parts.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        loaded: Loaded,
+        named: Mapping[str, Any],
+        chunk: int | None,
+        io: str,
+        progress: Callable[[int, int], None] | None,
+        source: Source | None,
+    ) -> None:
+        from vyre.runtime.session import params_of, unknown_name
+
+        self.session = session
+        self._loaded = loaded
+        program = loaded.program
+        self._began = time.perf_counter()
+        for name in named:
+            if name not in loaded._names:
+                raise unknown_name(loaded, name)
+        self._params = params_of(loaded, named)
+        self._tables = []
+        for table in program.tables:
+            if table.name not in named:
+                raise BindError(f"program {program.name}: table {table.name} ({table.dtype.name}) is missing")
+            self._tables.append(as_table(table, named[table.name]))
+        self.report = Report(session.engine.name)
+        self._arrays: dict[str, NDArray[Any]] = {}
+        self.source = source if source is not None else self._open(program, named)
+        self._closed = False
+        self._progress = progress
+        self.totals = Totals(program)
+        self._done_elements = 0
+        self._items: dict[int, tuple[Any, Arrived | None, Operands]] = {}
+        self._finished: dict[int, tuple[Chunk, ItemResult]] = {}
+        self._errors: dict[int, StreamError] = {}
+        self._next = 0
+        self._idle: list[Any] = []
+        try:
+            self._pool = Pool(session.pool_bytes or DEFAULT_POOL_BYTES)
+            self.plan = Plan.choose(self.source, self._pool, io=io, chunk_elements=chunk)  # type: ignore[arg-type]
+            self.report.notes = self.plan.explain().splitlines()
+            self._reader = Reader(self.source, self.plan, self._pool)
+            make_ring = getattr(session.engine, "new_ring", None)
+            self._ring = make_ring(RING_CAPACITY) if make_ring is not None else None
+        except BaseException:
+            self.source.close()
+            raise
+
+    def _open(self, program: Program, named: Mapping[str, Any]) -> Source:
+        if not program.inputs:
+            raise BindError(
+                f"program {program.name} has no inputs, so there is nothing to stream", fix="run it with elements=N"
+            )
+        spec: dict[str, Any] = {}
+        for stream in program.inputs:
+            if stream.name not in named:
+                raise BindError(f"program {program.name}: input {stream.name} ({stream.dtype.name}) is missing")
+            value = named[stream.name]
+            is_list = isinstance(value, (list, tuple)) and len(value) > 0 and isinstance(value[0], (str, os.PathLike))
+            if not (is_list or isinstance(value, (str, Column)) or hasattr(value, "__fspath__")):
+                value = as_input(stream, value, self.report.notes).reshape(-1)
+                self._arrays[stream.name] = value
+            spec[stream.name] = value
+        return open_columns(spec, {s.name: s.dtype for s in program.inputs})
+
+    # --- parts --------------------------------------------------------------------------------------------------
+
+    @property
+    def elements(self) -> int:
+        """Elements of each column."""
+        return self.source.count
+
+    @property
+    def done(self) -> int:
+        """Elements of the parts given so far."""
+        return self._done_elements
+
+    def __iter__(self) -> Iterator[Result]:
+        return self
+
+    def __next__(self) -> Result:
+        """The next part.
+
+        Raises:
+            StopIteration: that was the last one.
+            ProgramFault: an element of the next chunk trapped. Every part before it has been given.
+            StreamError: the next chunk could not be read.
+        """
+        try:
+            chunk, part = self._wait_for_next()
+            if part.fault is not None:
+                self._raise(chunk, part.fault)
+        except StopIteration:
+            self._note()
+            self.close()
+            raise
+        except BaseException:
+            self.close()
+            raise
+        self.totals.add(chunk.first, part)
+        self._done_elements += chunk.count
+        self._note()
+        if self._progress is not None:
+            self._progress(self._done_elements, self.source.count)
+        return Result(self._loaded.program, part, self.report)
+
+    def _wait_for_next(self) -> tuple[Chunk, ItemResult]:
+        if self._closed:
+            raise StopIteration
+        while self._next not in self._finished:
+            if self.session.closed:
+                raise SessionClosed("the session of this stream is closed", fix="open a new one with vyre.open()")
+            self._feed()
+            if not self._items:
+                if self._reader.finished:
+                    raise StopIteration
+                continue
+            index = min(self._items)
+            item, arrived, _ = self._items[index]
+            # While reads are in flight look at them often; they only complete when we ask.
+            if item.wait(1_000_000 if self._reader.in_flight else 50_000_000):
+                self._take(index, item, arrived)
+            for index in list(self._items):
+                item, arrived, _ = self._items[index]
+                if item.wait(0):
+                    self._take(index, item, arrived)
+        found = self._finished.pop(self._next)
+        self._next += 1
+        return found
+
+    def _feed(self) -> None:
+        """Start reads, and hand chunks that have arrived to the engine, as far as memory allows."""
+        if len(self._items) + len(self._finished) >= self._ahead():
+            return
+        self._reader.submit()
+        timeout_s = 0.0 if self._items else 0.05
+        for arrived in self._reader.ready(timeout_s):
+            if arrived.error is not None:
+                fault = Fault(int(FaultCode.io_error), str(arrived.error))
+                self._errors[arrived.chunk.index] = arrived.error
+                self._finished[arrived.chunk.index] = (arrived.chunk, ItemResult(fault=fault))
+                self._reader.release(arrived)
+                continue
+            self._start(arrived)
+        self._reader.submit()
+
+    def _ahead(self) -> int:
+        """Chunks out at a time: enough for all workers and the pool, no more than memory is meant for."""
+        return PARTS_AHEAD if self.plan.all_hot else max(PARTS_AHEAD, 2 * self.plan.chunks_in_flight)
+
+    def _start(self, arrived: Arrived) -> None:
+        program = self._loaded.program
+        chunk = arrived.chunk
+        inputs: list[NDArray[Any] | FileRange] = []
+        for stream in program.inputs:
+            place = arrived.columns[stream.name]
+            if place.kind is OperandKind.FILE:
+                inputs.append(FileRange(place.fd, place.offset))
+            elif stream.name in self._arrays:
+                inputs.append(self._arrays[stream.name][chunk.first : chunk.first + chunk.count])
+            else:
+                inputs.append(np.frombuffer(arrived.view(stream.name), numpy_dtype(stream.dtype)))
+        operands = Operands(
+            chunk.first,
+            chunk.count,
+            inputs,
+            [np.empty(chunk.count, numpy_dtype(s.dtype)) for s in program.outputs],
+            [np.empty(chunk.count, numpy_dtype(s.dtype)) for s in program.emits],
+            self._tables,
+            self._params,
+        )
+        if self._idle:
+            item = self._idle.pop()
+            item.retarget(operands)
+        else:
+            item = self.session.engine.item(self._loaded.opcode, operands, stream=self._ring)
+        self._items[chunk.index] = (item, arrived, operands)
+        while not item.start():  # pragma: no cover - the ring has room for more chunks than are ever out
+            time.sleep(0)
+
+    def _take(self, index: int, item: Any, arrived: Arrived | None) -> None:
+        """An item is complete: keep its result until its turn comes, give buffer and binding back."""
+        _, _, operands = self._items.pop(index)
+        raw = item.result()
+        assert arrived is not None
+        if raw.fault is not None and raw.fault.code not in (FaultCode.io_error, FaultCode.file_shrank):
+            from vyre.runtime.session import described
+
+            raw.fault = described(raw.fault, self._loaded, operands)
+        self._finished[index] = (arrived.chunk, raw)
+        operands.inputs = []
+        self._reader.release(arrived)
+        self._idle.append(item)
+
+    def _raise(self, chunk: Chunk, fault: Fault) -> None:
+        if chunk.index in self._errors:
+            raise self._errors[chunk.index]
+        if fault.code in (FaultCode.io_error, FaultCode.file_shrank):
+            raise self.source.read_error(chunk.first, chunk.count, int(fault.operands.get("errno", 0)))
+        raise_for(fault)
+
+    def _note(self) -> None:
+        """Bring the report up to date."""
+        report = self.report
+        report.seconds = time.perf_counter() - self._began
+        if not report.first_result_s:
+            report.first_result_s = report.seconds
+        report.elements = self._done_elements
+        report.bytes_by_way = self._reader.report()
+
+    # --- totals -------------------------------------------------------------------------------------------------
+
+    def total(self) -> Result:
+        """Accumulators over all parts given so far, by name."""
+        program = self._loaded.program
+        values = {a.name: v for a, v in zip(program.accumulators, self.totals.values(), strict=True)}
+        return Result.of(program, {n: v if v.ndim else v[()] for n, v in values.items()}, self.report)
+
+    def run_to_end(self, out: Any = None, on_fault: OnFault = "raise") -> Result:
+        """Run every chunk and give totals; outputs and emits joined in memory, or written to paths.
+
+        Args:
+            out: where outputs and emits go: None joins them in arrays; a path, or paths by name, writes files that get
+                their name once they are complete.
+        """
+        program = self._loaded.program
+        results = (*program.outputs, *program.emits)
+        paths = self._paths(out)
+        joined: dict[str, list[NDArray[Any]]] = {s.name: [] for s in results if s.name not in paths}
+        counts = {s.name: self.source.count for s in program.outputs}
+        sinks: dict[str, Sink] = {}
+        try:
+            for s in results:
+                if s.name in paths:
+                    sinks[s.name] = Sink(paths[s.name], s.dtype, count=counts.get(s.name))
+            for part in self:
+                for s in results:
+                    if s.name in sinks:
+                        sinks[s.name].write(part[s.name])
+                    else:
+                        joined[s.name].append(part[s.name])
+            for sink in sinks.values():
+                sink.commit()
+        except ProgramFault as error:
+            self._abort(sinks)
+            if on_fault == "raise":
+                raise
+            return Result(program, ItemResult(fault=error.fault), self.report)
+        except BaseException:
+            self._abort(sinks)
+            raise
+        values: dict[str, Any] = {}
+        for s in results:
+            dtype = numpy_dtype(s.dtype)
+            parts = joined.get(s.name)
+            values[s.name] = os.fspath(paths[s.name]) if parts is None else np.concatenate([np.empty(0, dtype), *parts])
+        total = self.total()
+        values.update({name: total[name] for name in total.keys() if name not in values})  # noqa: SIM118
+        return Result.of(program, values, self.report)
+
+    def _paths(self, out: Any) -> dict[str, Any]:
+        program = self._loaded.program
+        names = [s.name for s in (*program.outputs, *program.emits)]
+        if out is None:
+            return {}
+        if not isinstance(out, Mapping):
+            if len(names) != 1:
+                raise BindError(
+                    f"out is one path, but program {program.name} writes {', '.join(names) or 'nothing'}",
+                    fix="name each: out={'name': path}" if names else "leave out away",
+                )
+            out = {names[0]: out}
+        for name, path in out.items():
+            if name not in names:
+                raise BindError(
+                    f"out names {name!r}, which program {program.name} does not write", fix=f"one of {', '.join(names)}"
+                )
+            if not isinstance(path, (str, os.PathLike)):
+                raise BindError(
+                    f"out for {name} is a {type(path).__name__}; results of a stream go to paths or, without out, to arrays"
+                )
+        return dict(out)
+
+    def _abort(self, sinks: Mapping[str, Sink]) -> None:
+        self.close()
+        for sink in sinks.values():
+            sink.abort()
+
+    # --- end ----------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Stop: cancel what is out, wait for it, give everything back. Calling it again does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        if not self.session.closed:
+            for item, _, _ in self._items.values():
+                item.cancel()
+            for item, arrived, _ in self._items.values():
+                while not item.wait(50_000_000) and not self.session.closed:
+                    pass
+                if not self.session.closed:
+                    item.result()
+                    self._idle.append(item)
+                if arrived is not None:
+                    self._reader.release(arrived)
+            for item in self._idle:
+                item.close()
+        self._items.clear()
+        self._idle.clear()
+        self._finished.clear()
+        self._reader.close()
+        self._pool.close()
+        self.source.close()
+        release = getattr(self.session.engine, "release_ring", None)
+        if release is not None and not self.session.closed:
+            release(self._ring)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> Literal[False]:
+        self.close()
+        return False
