@@ -82,8 +82,9 @@ class SimulatedKernel(Kernel):
         self._store(0, min(tail, head + submit))
         take = len(self.waiting)
         if self.shuffle is not None and take:
-            take = self.shuffle.randint(min(wait, take), take)
-            order = self.shuffle.sample(range(len(self.waiting)), take)
+            free = [at for at, entry in enumerate(self.waiting) if at == 0 or not entry["flags"] & uring.SQE_DRAIN]
+            take = self.shuffle.randint(min(wait, len(free)), len(free))
+            order = self.shuffle.sample(free, take)
             self.inversions += sum(a > b for a, b in itertools.pairwise(order))
             done = [self.waiting[at] for at in order]
             self.waiting = [w for at, w in enumerate(self.waiting) if at not in set(order)]

@@ -537,3 +537,48 @@ except KeyboardInterrupt:
     out, _ = process.communicate(timeout=10)
     assert time.monotonic() - started < 1
     assert out == "stopped 0 True\n"
+
+
+@real
+def test_a_read_that_ctrl_c_kept_from_the_ring_does_not_hold_up_closing(tmp_path):
+    import time
+
+    path = write(tmp_path / "a", bytes(1 << 20))
+    with open_columns({"x": path}, {"x": MemType.u8}) as source, Pool(POOL_BYTES) as pool:
+        plan = Plan.choose(source, pool, io="uring", chunk_elements=131072)
+        reader = Reader(source, plan, pool)
+        reader.submit()
+        reader._flying[10**6] = next(iter(reader._flying.values()))
+        started = time.monotonic()
+        reader.close()
+        assert time.monotonic() - started < 1
+        assert pool.bytes > 0
+
+
+@real
+def test_a_file_far_larger_than_the_pool_takes_the_pools_memory_only(tmp_path):
+    path = tmp_path / "sparse"
+    with open(path, "wb") as file:
+        file.truncate(2 << 30)
+    script = f"""
+from vyre.program.opcodes import MemType
+from vyre.stream.plan import Plan
+from vyre.stream.pool import Pool
+from vyre.stream.reader import Reader
+from vyre.stream.source import open_columns
+def peak():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+before = peak()
+with open_columns({{"x": {str(path)!r}}}, {{"x": MemType.f32}}) as source, Pool(32 << 20) as pool:
+    plan = Plan.choose(source, pool)
+    with Reader(source, plan, pool) as reader:
+        while not reader.finished:
+            reader.submit()
+            for load in reader.ready(1.0):
+                assert load.error is None
+                reader.release(load)
+    assert sum(reader.taken.values()) == source.bytes
+print((peak() - before) // 1024)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 32 + 8

@@ -247,3 +247,32 @@ def test_a_pool_with_a_view_alive_is_not_unmapped_under_it():
     view[:3] = b"abc"
     pool.close()
     assert bytes(view[:3]) == b"abc"
+
+
+@real
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_forked_child_may_drop_pools_and_rings_without_unmapping_what_took_their_place():
+    pool, ring = Pool(4 << 20), Ring(4)
+    pool.reserve(4 << 20)
+    address, length = pool.pieces()[0]
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            import gc
+
+            libc = ctypes.CDLL(None)
+            libc.mmap.restype = ctypes.c_void_p
+            libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
+            taken = libc.mmap(address, length, 3, 0x22 | 0x100000, -1, 0)  # fails if the child had inherited it
+            ctypes.memset(taken, 7, length)
+            pool.close()
+            ring.close()
+            del pool, ring
+            gc.collect()
+            code = 0 if taken == address and ctypes.string_at(taken + length - 1, 1) == b"\7" else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    ring.close()
+    pool.close()

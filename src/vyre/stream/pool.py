@@ -16,6 +16,7 @@ from typing import Final, NamedTuple, Self
 import numpy as np
 
 from vyre.errors import StreamError
+from vyre.stream.forking import generation, not_inherited
 
 PAGE: Final = mmap.PAGESIZE
 PIECE_MAX: Final = 1 << 30  # what the kernel registers as one buffer
@@ -47,6 +48,7 @@ class Pool:
         self.limit = pool_bytes // PAGE * PAGE
         self.bytes = 0
         self.lent = 0
+        self._generation = generation()
         self._lock = threading.Lock()
         self._pieces: list[mmap.mmap] = []
         self._addresses: list[int] = []
@@ -69,7 +71,7 @@ class Pool:
                     raise StreamError(
                         f"no memory for a pool of {wanted >> 20} MiB: {error.strerror}", fix="give a smaller pool_bytes"
                     ) from None
-                piece.madvise(mmap.MADV_DONTFORK)
+                not_inherited(piece)
                 _advise(piece, getattr(mmap, "MADV_HUGEPAGE", 14))
                 if not _advise(piece, _MADV_POPULATE_WRITE):
                     np.frombuffer(piece, np.uint8)[::PAGE] = 0
@@ -129,6 +131,8 @@ class Pool:
 
     def close(self) -> None:
         """Unmap. No read may be in flight. A mapping with a view alive goes when that view goes."""
+        if self._generation != generation():
+            return
         with self._lock:
             pieces, self._pieces, self._addresses, self._free = self._pieces[self._retired :], [], [], []
             self.bytes = self.lent = self._retired = 0

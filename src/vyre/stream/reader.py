@@ -29,6 +29,7 @@ OUTSTANDING_MAX: Final = 64  # chunks between submit and release: bounds slots w
 CLOSE_TIMEOUT_S: Final = 10.0
 _POLL_S: Final = 0.05  # waits come back to Python so often, for Ctrl-C
 _CANCEL: Final = 0xFFFF_FFFF_FFFF_FFFF
+_DRAINED: Final = 0xFFFF_FFFF_FFFF_FFFE
 _RETRY: Final = (errno.EINTR, errno.EAGAIN)
 _DEMOTE: Final = (errno.EINVAL, errno.EOPNOTSUPP, errno.EFAULT)
 
@@ -430,11 +431,16 @@ class Reader:
         try:
             if self._flying:
                 ring.submit()
+                if ring.room() < 2:
+                    return False
                 ring.cancel_all(_CANCEL)
+                ring.nop(_DRAINED, last=True)
             while self._flying and time.monotonic() < until:
                 ring.submit(wait=1, timeout_s=_POLL_S)
                 for user_data, _ in ring.completions():
                     self._flying.pop(user_data, None)
+                    if user_data == _DRAINED:  # also of a read that Ctrl-C kept from ever being queued
+                        self._flying.clear()
         except StreamError:
             return False
         return not self._flying

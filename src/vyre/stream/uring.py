@@ -21,12 +21,14 @@ from collections.abc import Sequence
 from typing import Final, Self
 
 from vyre.errors import StreamError
+from vyre.stream.forking import generation, not_inherited
 from vyre.stream.syscalls import KERNEL, Kernel
 
 READ_FIXED: Final = 4
 READ: Final = 22
 ASYNC_CANCEL: Final = 14
 NOP: Final = 0
+SQE_DRAIN: Final = 1 << 1
 CANCEL_ALL_ANY: Final = (1 << 0) | (1 << 2)
 
 SETUP_SUBMIT_ALL: Final = 1 << 7
@@ -80,7 +82,7 @@ class Ring:
             StreamError: this kernel or its surroundings refuse io_uring; says which and what to change.
         """
         self._kernel = kernel
-        self._pid = os.getpid()
+        self._generation = generation()
         self.registered = 0
         params = ctypes.create_string_buffer(_PARAMS_BYTES)
         result = -errno.EINVAL
@@ -109,7 +111,7 @@ class Ring:
             self._rings_map = mmap.mmap(self.fd, length, offset=_OFF_SQ_RING)
             self._sqes_map = mmap.mmap(self.fd, self.entries * _SQE_BYTES, offset=_OFF_SQES)
             for mapping in (self._rings_map, self._sqes_map):
-                mapping.madvise(mmap.MADV_DONTFORK)
+                not_inherited(mapping)
         except OSError as error:
             os.close(self.fd)
             raise refused("mmap of the ring", error.errno or 0) from None
@@ -163,17 +165,26 @@ class Ring:
         if self.room() > 0:
             self._queue(ASYNC_CANCEL, -1, 0, 0, 0, CANCEL_ALL_ANY, user_data, 0)
 
-    def nop(self, user_data: int) -> None:
-        """Queue an entry that only completes: for measuring and for tests."""
+    def nop(self, user_data: int, *, last: bool = False) -> None:
+        """Queue an entry that only completes; with ``last`` not before everything that was queued earlier."""
         assert self.room() > 0, "submit first"
-        self._queue(NOP, -1, 0, 0, 0, 0, user_data, 0)
+        self._queue(NOP, -1, 0, 0, 0, 0, user_data, 0, SQE_DRAIN if last else 0)
 
     def _queue(
-        self, opcode: int, fd: int, offset: int, address: int, length: int, flags: int, user_data: int, buffer: int
+        self,
+        opcode: int,
+        fd: int,
+        offset: int,
+        address: int,
+        length: int,
+        flags: int,
+        user_data: int,
+        buffer: int,
+        how: int = 0,
     ) -> None:
         at = (self._tail & self._sq_mask) * _SQE_BYTES
         _SQE.pack_into(
-            self._sqes_map, at, opcode, 0, 0, fd, offset, address, length, flags, user_data, buffer, 0, 0, 0, 0
+            self._sqes_map, at, opcode, how, 0, fd, offset, address, length, flags, user_data, buffer, 0, 0, 0, 0
         )
         self._tail = (self._tail + 1) & 0xFFFF_FFFF
         self._words[self._sq_tail] = self._tail
@@ -215,7 +226,7 @@ class Ring:
     def _check_owner(self) -> None:
         if self.fd < 0:
             raise StreamError("the io_uring is closed")
-        if os.getpid() != self._pid:
+        if self._generation != generation():
             raise StreamError(
                 "the io_uring belongs to the parent process: a ring does not survive fork",
                 fix="open the stream after fork, or start processes with spawn",
@@ -226,7 +237,7 @@ class Ring:
         if self.fd < 0:
             return
         fd, self.fd = self.fd, -1
-        if os.getpid() == self._pid:  # in a forked child the maps do not exist (MADV_DONTFORK)
+        if self._generation == generation():  # in a forked child the maps do not exist (MADV_DONTFORK)
             self._words.release()
             self._rings.release()
             self._rings_map.close()
