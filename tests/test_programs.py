@@ -1,19 +1,15 @@
 """Every file of tests/programs, on every engine that this machine has."""
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 
 import vir_files
-from vyre.engines import reference
-from vyre.engines.base import ItemResult
-from vyre.errors import ListingError, VerifyError
+from vyre.commands.engines import NAMES, executor
+from vyre.errors import EngineUnavailable, ListingError, VerifyError
 from vyre.program import bytecode, text
 from vyre.program.opcodes import Access
 from vyre.program.verifier import RULES, verify
 
-ENGINES: dict[str, Callable[..., ItemResult]] = {"reference": reference.execute}
 FILES = [vir_files.read(path) for path in vir_files.paths()]
 VALID = [file for file in FILES if not file.error]
 REFUSED = [file for file in FILES if file.error]
@@ -28,12 +24,21 @@ def raw(array):
     return array.view(vir_files.RAW[array.dtype.itemsize])
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.fixture(scope="module", params=NAMES)
+def execute(request):
+    """Runs one item on an engine; where the engine cannot run, the reason is in the report."""
+    try:
+        with executor(request.param) as run:
+            yield run
+    except (EngineUnavailable, NotImplementedError) as error:
+        pytest.skip(f"{request.param}: {error}")
+
+
 @pytest.mark.parametrize("file", VALID, ids=by_name)
-def test_program_gives_its_stated_result(engine, file):
+def test_program_gives_its_stated_result(execute, file):
     program = file.program
     tables = [table.copy() for table in file.tables]
-    got = ENGINES[engine](verify(program), file.inputs, file.params, tables, file.first, file.count)
+    got = execute(verify(program), file.inputs, file.params, tables, file.first, file.count)
     if file.fault:
         assert got.fault is not None, "the item should have trapped"
         assert (got.fault.code, got.fault.pc, got.fault.element) == file.fault
