@@ -226,8 +226,9 @@ def _reduce_huge_f64(b: Body, x: Value, table: int) -> tuple[Value, Value, Value
     carry = middle.lt_u(under).to("i64.extend_i32_u")
     top = m * first + _high_product(m_low, m_high, second) + carry
     sign = bits.shr_s(63)
-    quadrant = (((top + (1 << 61)) >> 62) ^ sign) - sign
-    places = (top << 2).shr_s(2)  # signed distance from that quadrant's middle, unit 2**-62
+    quadrant = (top + (1 << 61)) >> 62
+    places = top - (quadrant << 62)  # signed distance from that quadrant's middle, unit 2**-62
+    quadrant = (quadrant ^ sign) - sign
     high = places.to("f64.convert_i64_s")
     left = (places - high.to("i64.trunc_sat_f64_s")).to("f64.convert_i64_s")
     low = fma(middle.to("f64.convert_i64_u"), 2.0**-64, left)
