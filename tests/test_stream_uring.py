@@ -276,3 +276,35 @@ def test_a_forked_child_may_drop_pools_and_rings_without_unmapping_what_took_the
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     ring.close()
     pool.close()
+
+
+@real
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("code", [errno.EPERM, errno.ENOSYS])
+def test_a_real_seccomp_filter_like_a_containers_is_named_as_the_cause(code):
+    import struct
+
+    rules = [
+        (0x20, 0, 0, 0),  # load the system call's number
+        (0x15, 0, 1, 425),  # io_uring_setup?
+        (0x06, 0, 0, 0x0005_0000 | code),  # refuse with an errno
+        (0x06, 0, 0, 0x7FFF_0000),  # allow
+    ]
+    child = os.fork()
+    if child == 0:
+        answer = 1
+        try:
+            libc = ctypes.CDLL(None)
+            program = ctypes.create_string_buffer(b"".join(struct.pack("<HBBI", *rule) for rule in rules))
+            filters = ctypes.create_string_buffer(struct.pack("<HxxxxxxQ", len(rules), ctypes.addressof(program)))
+            if libc.prctl(38, 1, 0, 0, 0) or libc.prctl(22, 2, filters, 0, 0):
+                answer = 77
+            else:
+                text = uring.available()
+                answer = 0 if errno.errorcode[code] in text and "seccomp filter" in text else 2
+        finally:
+            os._exit(answer)
+    answer = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if answer == 77:
+        pytest.skip("seccomp filters cannot be installed here")
+    assert answer == 0
