@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from vyre.engines import differential, reference
 from vyre.engines.base import ItemResult
 from vyre.engines.fold import fold_spans
 from vyre.errors import Fault
+from vyre.program.functions import inline
 from vyre.program.opcodes import OPCODES, AccKind, FaultCode, Group, MemType
 from vyre.program.random import compare, random_inputs, random_program
 from vyre.program.verifier import verify
@@ -94,6 +96,24 @@ def test_an_item_cut_at_tiles_delivers_the_same_bits_in_pieces(programs):
         for i, tile_sums in joined.tile_sums.items():
             total = np.float64(fold_spans(tile_sums, first // 1024))
             assert whole.accumulators[i].tobytes() == total.tobytes(), seed
+
+
+def test_a_program_with_its_functions_expanded_gives_the_same_bits():
+    expanded_ones = 0
+    for seed in range(2000, 2150):
+        program = random_program(seed, functions=True)
+        inputs, params, tables = random_inputs(program, seed, 200)
+        direct_tables, inline_tables = ([table.copy() for table in tables] for _ in range(2))
+        direct = reference.execute(program, inputs, params, direct_tables, 1024, 200)
+        expanded, origin, contents = inline(program)
+        expanded_ones += expanded is not program
+        added = expanded.tables[len(program.tables) :]
+        constant = [np.array(t, f"u{d.dtype.size}") for t, d in zip(contents, added, strict=True)]
+        result = reference.execute(expanded, inputs, params, inline_tables + constant, 1024, 200)
+        if result.fault:
+            result.fault = replace(result.fault, pc=origin[result.fault.pc])
+        assert compare(direct, result, (direct_tables, inline_tables)) is None, seed
+    assert expanded_ones > 50
 
 
 def test_compare_says_where_two_results_first_differ():

@@ -14,16 +14,11 @@ import traceback
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
-from numpy.typing import NDArray
-
 from vyre.engines import reference
-from vyre.engines.base import ItemResult
+from vyre.engines.conform import Execute
 from vyre.program.opcodes import TILE
 from vyre.program.random import compare, random_inputs, random_program
-from vyre.program.verifier import Verified, verify
-
-Execute = Callable[[Any, Sequence[NDArray[Any]], Sequence[int], Sequence[NDArray[Any]], int, int], ItemResult]
-"""``execute(verified, inputs, params, tables, first, count)``."""
+from vyre.program.verifier import verify
 
 _COUNTS: Final = (1, 2, 33, TILE - 1, TILE, TILE + 1, 2 * TILE, 3 * TILE + 7)
 _FIRSTS: Final = (0, TILE, 5 * TILE, 1023 * TILE, (1 << 32) - TILE, 1 << 40)
@@ -38,9 +33,9 @@ def difference(seed: int, execute: Execute, **options: Any) -> str | None:
     Returns:
         The first difference in words, an error of the engine included; None when all bits are the same.
     """
-    program = verify(random_program(seed, **options))
+    program = verify(random_program(seed, **options)).program
     first, count = _shape(seed)
-    inputs, params, tables = random_inputs(program.program, seed, count)
+    inputs, params, tables = random_inputs(program, seed, count)
     ours, theirs = ([table.copy() for table in tables] for _ in range(2))
     expected = reference.execute(program, inputs, params, ours, first, count)
     try:
@@ -88,9 +83,8 @@ def listing(seed: int, **options: Any) -> str:
     """The program of a seed, to look at."""
     from vyre.program import text
 
-    program: Verified = verify(random_program(seed, **options))
     first, count = _shape(seed)
-    return f"{text.format(program.program)}\n-- elements {first} .. {first + count - 1}"
+    return f"{text.format(random_program(seed, **options))}\n-- elements {first} .. {first + count - 1}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

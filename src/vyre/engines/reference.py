@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from vyre.engines.base import ItemResult
 from vyre.engines.fold import ABSENT, fold_spans, halve
 from vyre.engines.scalars import BITS, compute, narrow, traps, widen
-from vyre.errors import BindError, Fault, VyreError
+from vyre.errors import BindError, Fault
+from vyre.program.functions import BODIES, Function
 from vyre.program.ir import Accumulator, Instr, Program
 from vyre.program.opcodes import BY_CODE, BY_NAME, FAULT_REASONS, TILE, AccKind, FaultCode, Group, MemType, Op, Type
 from vyre.stream.formats import numpy_dtype
@@ -309,11 +310,7 @@ def _function(op: Op, operands: list[Array]) -> Array:
 
 
 @cache
-def _body(name: str) -> tuple[Any, list[Array]]:
-    try:
-        from vyre.program.functions import BODIES
-    except ImportError:
-        raise VyreError(f"{name} has no body: vyre.program.functions is not there") from None
+def _body(name: str) -> tuple[Function, list[Array]]:
     body = BODIES[name]
     declared = body.program.tables
     return body, [np.array(t, np.uint64).astype(_RAW[d.dtype.size]) for t, d in zip(body.tables, declared, strict=True)]
