@@ -91,15 +91,19 @@ def _elsewhere(name: str) -> Any:
     if not name.startswith("_"):
         for home in ("vyre.program.types", "vyre.errors"):
             module = importlib.import_module(home)
-            if name in getattr(module, "__all__", ()) or (
-                home == "vyre.errors" and isinstance(getattr(module, name, None), type)
+            found = getattr(module, name, None)
+            if found is not None and (
+                getattr(found, "__module__", None) == home or name in getattr(module, "__all__", ())
             ):
-                return getattr(module, name)
+                return found
     raise AttributeError(f"module 'vyre' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
     import importlib
 
-    names = {*_HOMES, "__version__", *importlib.import_module("vyre.program.types").__all__}
+    names = {*_HOMES, "__version__"}
+    for home in ("vyre.program.types", "vyre.errors"):
+        module = importlib.import_module(home)
+        names |= {n for n, v in vars(module).items() if n[0] != "_" and getattr(v, "__module__", None) == home}
     return sorted(names)
