@@ -44,14 +44,9 @@ class Rung(Enum):
     HOT = "worker page cache"
     MEMORY = "in memory"
 
-    @property
-    def is_direct(self) -> bool:
-        """True where bytes go around the page cache."""
-        return self in (Rung.DIRECT_REGISTERED, Rung.DIRECT)
-
-    @property
-    def is_uring(self) -> bool:
-        return self in (Rung.DIRECT_REGISTERED, Rung.DIRECT, Rung.BUFFERED)
+    def __init__(self, words: str) -> None:
+        self.is_direct = "O_DIRECT" in words  # around the page cache
+        self.is_uring = words.startswith("io_uring")
 
 
 _COLD: Final = (Rung.DIRECT_REGISTERED, Rung.DIRECT, Rung.BUFFERED, Rung.PREAD)

@@ -105,12 +105,18 @@ class Pool:
             free = self._free[buffer.piece]
             start, end = buffer.offset, buffer.offset + buffer.bytes
             at = bisect.bisect_left(free, (start, 0))
-            assert at == len(free) or end <= free[at][0], "given back twice"
-            assert at == 0 or sum(free[at - 1]) <= start, "given back twice"
-            if at < len(free) and free[at][0] == end:
-                end += free.pop(at)[1]
-            if at and sum(free[at - 1]) == start:
-                at, start = at - 1, free.pop(at - 1)[0]
+            if at < len(free):
+                after, length = free[at]
+                assert end <= after, "given back twice"
+                if end == after:
+                    end += length
+                    del free[at]
+            if at:
+                before, length = free[at - 1]
+                assert before + length <= start, "given back twice"
+                if before + length == start:
+                    start, at = before, at - 1
+                    del free[at]
             free.insert(at, (start, end - start))
             self.lent -= buffer.bytes
 

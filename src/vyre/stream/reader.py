@@ -158,15 +158,15 @@ class Reader:
         Args:
             timeout_s: seconds to wait for the first one while reads are in flight. 0 only looks.
         """
-        until = time.monotonic() + timeout_s
+        until = time.monotonic() + timeout_s if timeout_s > 0 else 0.0
         while True:
             if self._flying or self._queue:
-                left = 0.0 if self._ready else min(_POLL_S, until - time.monotonic())
-                self._collect(left)
+                wait = timeout_s > 0 and not self._ready
+                self._collect(min(_POLL_S, until - time.monotonic()) if wait else 0.0)
             if self._blocking and not self._ready:
                 self._read_blocking(self._blocking.popleft())
                 continue
-            if self._ready or not self.in_flight or time.monotonic() >= until:
+            if self._ready or not self.in_flight or timeout_s <= 0 or time.monotonic() >= until:
                 found, self._ready = self._ready, []
                 return found
 
@@ -220,10 +220,11 @@ class Reader:
 
     def _extent(self, pieces: list[Piece]) -> int:
         """Pages that a column of a chunk takes in the pool."""
-        length = sum(piece.bytes for piece in pieces)
-        align = pieces[0].file.align if len(pieces) == 1 and pieces[0].file is not None else 0
-        if align:
-            length = -(-(pieces[0].offset % align + length) // align) * align
+        if len(pieces) > 1:
+            return -(-sum(piece.bytes for piece in pieces) // PAGE) * PAGE
+        (piece,) = pieces
+        align = piece.file.align if piece.file is not None else 0
+        length = -(-(piece.offset % align + piece.bytes) // align) * align if align else piece.bytes
         return -(-length // PAGE) * PAGE
 
     def _lend(self, wanted: int) -> Buffer | None:
