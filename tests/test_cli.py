@@ -304,7 +304,7 @@ def test_conform_prints_each_failure_and_ends_in_1(here: Path) -> None:
         (None, "reference", 5, "No such file"),
         ("{}", "reference", 2, "a case file is a list"),
         ("[", "reference", 2, "is not JSON"),
-        ("[]", "referenc", 2, "the engines are reference, cpu"),
+        ("[]", "referenc", 2, "'referenc' is not one of"),
     ],
 )
 def test_conform_refuses_files_and_engines_that_are_none(

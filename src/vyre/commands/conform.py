@@ -7,13 +7,14 @@ from pathlib import Path
 import click
 
 from vyre.commands import exits, show
+from vyre.commands.engines import engine_option, executor
 
 SHOWN = 50
 
 
 @click.command()
 @click.argument("cases", type=click.Path(dir_okay=False, path_type=Path), metavar="CASES.json")
-@click.option("--engine", default="cpu", show_default=True, metavar="E", help="reference, cpu or cuda")
+@engine_option("cpu")
 @click.option("--json", "json_", is_flag=True, help="print JSON; the closing line goes to standard error")
 @click.pass_context
 def command(ctx: click.Context, cases: Path, engine: str, json_: bool) -> None:
@@ -21,7 +22,6 @@ def command(ctx: click.Context, cases: Path, engine: str, json_: bool) -> None:
 
     Each case runs alone, repeated over 1,025 elements, and mixed with others of its instruction in one item.
     """
-    from vyre.commands.engines import executor
     from vyre.engines.conform import run_cases
 
     with cases.open("rb"):  # an unreadable file is an I/O error, whatever is in it

@@ -13,10 +13,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from vyre.commands import exits, show
+from vyre.commands.engines import engine_option, io_option
 from vyre.errors import StreamError
 
 if TYPE_CHECKING:
     from vyre.commands.demo_data import Answers
+    from vyre.program.ir import Program
+    from vyre.runtime.result import Report
+    from vyre.runtime.session import Session
 
 DEFAULT_ROWS = 10_000_000
 
@@ -26,7 +30,7 @@ class Ran(NamedTuple):
 
     program: str
     results: dict[str, Any]
-    report: Any
+    report: Report
     wrong: str
 
 
@@ -41,10 +45,8 @@ class Ran(NamedTuple):
     metavar="DIR",
     help="keep the data set there  [default: the cache directory]",
 )
-@click.option("--engine", default="auto", show_default=True, metavar="E", help="auto, cpu, cuda or reference")
-@click.option(
-    "--io", default="auto", show_default=True, metavar="WAY", help="how files are read; docs/guide.md has the ways"
-)
+@engine_option()
+@io_option
 @click.option("--remove", is_flag=True, help="remove the data sets and do nothing else")
 @click.option("--json", "json_", is_flag=True, help="print JSON")
 @click.pass_context
@@ -59,11 +61,16 @@ def command(ctx: click.Context, rows: int, root: Path | None, engine: str, io: s
 
     folder = _write(home, rows, again="" if root is None else f" --dir {root}")
     opened = time.perf_counter()
-    with _engine(engine, io) as run:
+    from vyre.programs import SHIPPED
+    from vyre.runtime.api import open as open_session
+    from vyre.stream.formats import Column
+
+    columns = {name: str(path) for name, path in demo_data.columns_of(folder).items()}
+    with open_session(engine, io=io) as session:  # type: ignore[arg-type]
         ready_s = time.perf_counter() - opened
-        query = run("q6", {name: [str(path)] for name, path in demo_data.columns_of(folder).items()}, {})
-        paths = [str(path) for path in demo_data.columns_of(folder).values()]
-        count = run("histogram", {"x": paths}, {})
+        show.note(f"engine:   {session.choice}")
+        query = _run(session, SHIPPED["q6"]({}), columns)
+        count = _run(session, SHIPPED["histogram"]({}), {"x": Column(list(columns.values()), "u8", format="raw")})
     with show.progress("checking against NumPy", bytes_=True) as bar:
         right = demo_data.answers(folder, bar)
     ran = [_check_q6(query, right), _check_histogram(count, right)]
@@ -120,18 +127,22 @@ def _write(home: Path, rows: int, again: str) -> Path:
     return folder
 
 
-def _engine(engine: str, io: str) -> Any:
-    """A context that gives a function to run a program that ships: its results by name, and its report."""
-    raise NotImplementedError
+def _run(session: Session, program: Program, columns: dict[str, Any]) -> tuple[dict[str, Any], Report]:
+    """One program over its columns: its accumulators by name, and the report."""
+    with show.progress(program.name) as bar, session.stream(program, columns, progress=bar) as stream:
+        for _ in stream:
+            pass
+        total = stream.total()
+    return {a.name: total[a.name] for a in program.accumulators}, stream.report
 
 
-def _plain(report: Any) -> dict[str, Any]:
+def _plain(report: Report) -> dict[str, Any]:
     from dataclasses import asdict
 
     return asdict(report)
 
 
-def _check_q6(ran: tuple[dict[str, Any], Any], right: Answers) -> Ran:
+def _check_q6(ran: tuple[dict[str, Any], Report], right: Answers) -> Ran:
     results, report = ran
     revenue, orders = float(results["revenue"]), int(results["orders"])
     wrong = ""
@@ -144,7 +155,7 @@ def _check_q6(ran: tuple[dict[str, Any], Any], right: Answers) -> Ran:
     return Ran("q6", results, report, wrong)
 
 
-def _check_histogram(ran: tuple[dict[str, Any], Any], right: Answers) -> Ran:
+def _check_histogram(ran: tuple[dict[str, Any], Report], right: Answers) -> Ran:
     results, report = ran
     differ = int((results["counts"] != right.counts).sum())
     return Ran("histogram", results, report, f"{differ} of 256 counts differ from NumPy's" if differ else "")

@@ -96,19 +96,21 @@ def _engine_cpu() -> Iterator[Finding]:
 
     import numpy as np
 
-    import vyre
     from vyre.errors import VyreError
     from vyre.programs import stats
+    from vyre.runtime.api import open as open_session
 
     start = time.perf_counter()
     try:
-        result = vyre.run(stats(), {"x": np.arange(4.0)}, engine="cpu")
+        with open_session("cpu") as session:
+            result = session.run(stats(), {"x": np.arange(4.0)})
+            choice = session.choice
     except VyreError as error:
         yield Finding("engine cpu", "missing", error.message, error.fix)
         return
     took = time.perf_counter() - start
     right = float(result["sum"]) == 6.0
-    words = f"first answer after {show.seconds(took)}, from import to close" if right else "gave a wrong answer"
+    words = f"{choice}; opened, answered and closed in {show.seconds(took)}" if right else "gave a wrong answer"
     yield Finding("engine cpu", "ok" if right else "missing", words)
 
 

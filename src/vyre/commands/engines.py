@@ -1,35 +1,85 @@
-"""Engines by name, for commands that run single items without a session's streams.
+"""Engines by name, for commands: the choice on the command line, and single items without a session's streams.
 
-Owns: names, and the words for an engine that is not to be had. Leaves to others: engines (engines/).
+Owns: names, one item of one program on one engine. Leaves to others: engines (engines/), sessions (runtime).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from vyre.errors import BindError
+import click
 
 if TYPE_CHECKING:
-    from vyre.engines.conform import Execute
+    from numpy.typing import NDArray
 
-NAMES: Final = ("reference", "cpu", "cuda")
+    from vyre.engines.base import ItemResult
+    from vyre.engines.conform import Execute
+    from vyre.program.ir import Program
+
+NAMES: Final = ("auto", "cpu", "cuda", "reference")
+
+
+def engine_option(default: str = "auto") -> Callable[[Any], Any]:
+    """The option ``--engine``."""
+    return click.option("--engine", type=click.Choice(NAMES), default=default, show_default=True, help="who executes")
+
+
+io_option: Final = click.option(
+    "--io",
+    type=click.Choice(("auto", "hot", "uring-direct", "uring", "pread")),
+    default="auto",
+    show_default=True,
+    help="how files are read: auto asks the page cache, any other way is taken or refused",
+)
 
 
 @contextmanager
 def executor(name: str) -> Iterator[Execute]:
-    """A function that runs one item of a program on the engine ``name``.
+    """A function that runs one item of a program on the engine ``name``, and what it is called for in conform.
 
     Raises:
-        BindError: no engine has that name.
         EngineUnavailable: it cannot run here; the message says what is missing.
     """
-    if name not in NAMES:
-        raise BindError(f"no engine is called {name!r}", fix=f"the engines are {', '.join(NAMES)}")
-    if name == "reference":
-        from vyre.engines.reference import execute
+    import numpy as np
+
+    from vyre.engines.base import Operands
+    from vyre.runtime.api import open as open_session
+    from vyre.stream.formats import numpy_dtype
+
+    with open_session(name) as session:  # type: ignore[arg-type]
+        last: list[Any] = [None, None]
+
+        def execute(
+            program: Program,
+            inputs: Sequence[NDArray[Any]],
+            params: Sequence[int],
+            tables: Sequence[NDArray[Any]],
+            first: int,
+            count: int,
+        ) -> ItemResult:
+            if last[0] is not program:
+                if last[1] is not None:
+                    last[1].close()
+                last[:] = program, session.load(program)
+            operands = Operands(
+                first,
+                count,
+                [np.ascontiguousarray(each) for each in inputs],
+                [np.empty(count, numpy_dtype(s.dtype)) for s in program.outputs],
+                [np.empty(count, numpy_dtype(s.dtype)) for s in program.emits],
+                list(tables),
+                list(params),
+            )
+            item = session.engine.item(last[1].opcode, operands)
+            try:
+                while not item.start(wake=False):  # pragma: no cover - nobody else uses this ring
+                    pass
+                while not item.wait(50_000_000):
+                    pass
+                return item.result()
+            finally:
+                item.close()
 
         yield execute
-        return
-    raise NotImplementedError

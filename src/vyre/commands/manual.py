@@ -61,7 +61,7 @@ def _section(parent: click.Context, command: click.Command, name: str) -> str:
         for parameter in command.params:
             record = parameter.get_help_record(ctx) if isinstance(parameter, click.Option) else None
             if record is not None:
-                rows.append("| `{}` | {} |\n".format(record[0], record[1].replace("|", "\\|")))
+                rows.append("| `{}` | {} |\n".format(*(cell.replace("|", "\\|") for cell in record)))
         return text + ("\n| option | does |\n|---|---|\n" + "".join(rows) if rows else "")
 
 

@@ -101,18 +101,23 @@ class Outputs(dict[str, Output]):
         kinds |= {s.name: ("emit", s.dtype) for s in program.emits}
         paths: dict[str, str] = {}
         for out in outs:
+            if not kinds:
+                raise BindError(
+                    f"--out {out}: {program.name} has no outputs and no emits",
+                    fix="its results are accumulators, which are printed",
+                )
             name, equals, path = out.partition("=")
             if not equals or not name.isidentifier():
                 if len(kinds) != 1:
                     raise BindError(
                         f"--out {out} does not say of what: {program.name} has {len(kinds)} outputs and emits",
-                        fix=" ".join(f"--out {each}=PATH" for each in kinds) or "leave --out away",
+                        fix=" ".join(f"--out {each}=PATH" for each in kinds),
                     )
                 name, path = next(iter(kinds)), out
             if name not in kinds:
                 raise BindError(
                     f"--out {out}: {program.name} has no output or emit {name!r}",
-                    fix=f"it has {', '.join(kinds)}" if kinds else "its results are accumulators, which are printed",
+                    fix=f"it has {', '.join(kinds)}",
                 )
             if name in paths:
                 raise BindError(f"--out {name} is given twice")

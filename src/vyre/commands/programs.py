@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 MAX_FILE_BYTES: Final = 64 << 20
 _FUNCTION: Final = re.compile(r"(?P<path>.+\.py):(?P<name>[A-Za-z_]\w*)")
+_NAME: Final = re.compile(r"(?<![\w.])[A-Za-z_]\w*(?!\w*\s*\()", re.ASCII)
+_WORDS: Final = frozenset(("and", "or", "not", "True", "False"))
 _MAGIC: Final = b"VIR0"
 
 
@@ -43,15 +45,36 @@ def load(word: str, types: Mapping[str, MemType], params: Collection[str] = ()) 
 
     if word in SHIPPED:
         return SHIPPED[word](types)
+    if _is_expression(word):
+        return _from_expression(word, types, params)
     function = _FUNCTION.fullmatch(word)
     if function is not None:
         return _from_python(Path(function["path"]), function["name"])
     path = Path(word)
     if path.suffix == ".py":
         raise CompileError(f"{word}: names a Python file but no function", fix=f"write {word}:FUNCTION")
-    if path.suffix in (".vir", ".virb") or path.is_file():
-        return _from_file(path)
-    return _from_expression(word, types, params)
+    return _from_file(path)
+
+
+def only_input(word: str, params: Collection[str]) -> str:
+    """The name of the one stream of a program that takes its type from its input: ``stats``, or an expression.
+
+    "" for any other program, and for an expression with several names.
+    """
+    if word == "stats":
+        return "x"
+    if not _is_expression(word):
+        return ""
+    names = {name for name in _NAME.findall(word) if name not in params and name not in _WORDS}
+    return names.pop() if len(names) == 1 else ""
+
+
+def _is_expression(word: str) -> bool:
+    from vyre.programs import SHIPPED
+
+    path = Path(word)
+    named = word in SHIPPED or _FUNCTION.fullmatch(word) is not None or path.suffix in (".vir", ".virb", ".py")
+    return not named and not path.is_file()
 
 
 def _from_file(path: Path) -> Program:

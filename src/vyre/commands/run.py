@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from vyre.commands import show
+from vyre.commands.engines import engine_option, io_option
 from vyre.errors import BindError, StreamError
 
 if TYPE_CHECKING:
@@ -20,8 +21,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vyre.commands.outputs import Outputs
-    from vyre.program.ir import Program
+    from vyre.program.ir import Program, Table
     from vyre.program.opcodes import MemType
+    from vyre.program.verifier import Verified
+    from vyre.runtime.result import Report
 
 SHOWN: Final = 6
 BINS_SHOWN: Final = 16
@@ -39,11 +42,10 @@ BINS_SHOWN: Final = 16
     metavar="[NAME=]PATH",
     help="write an output or emit there: .npy by its name, else raw",
 )
-@click.option("--engine", default="auto", show_default=True, metavar="E", help="auto, cpu, cuda or reference")
+@engine_option()
 @click.option("--chunk", type=click.IntRange(min=1), metavar="N", help="elements handed over at a time")
-@click.option(
-    "--io", default="auto", show_default=True, metavar="WAY", help="how files are read; docs/guide.md has the ways"
-)
+@io_option
+@click.option("--elements", type=click.IntRange(min=0), metavar="N", help="how many, for a program without inputs")
 @click.option("--json", "json_", is_flag=True, help="print JSON")
 def command(
     program: str,
@@ -54,6 +56,7 @@ def command(
     engine: str,
     chunk: int | None,
     io: str,
+    elements: int | None,
     json_: bool,
 ) -> None:
     """Run program P over files: .npy, or raw elements of the program's type.
@@ -63,28 +66,94 @@ def command(
     from vyre.commands import programs
     from vyre.commands.outputs import Outputs
     from vyre.program.verifier import verify
+    from vyre.stream.formats import Column
 
     known = programs.parse_types(types)
     values = _params(params)
     named, bare = _columns(inputs)
-    known = {**_types_of(named, bare, program), **known}
+    if program != "histogram":  # which counts bytes, whatever they mean
+        if bare and (name := programs.only_input(program, values)):
+            named, bare = {name: bare}, []
+        known = {**_types_of(named), **known}
     built = programs.load(program, known, params=values)
     verified = verify(built)
-    columns = _name(verified.program, named, bare)
+    columns: dict[str, Any] = _name(verified.program, named, bare)
+    if program == "histogram":
+        columns = {name: Column(paths, "u8", format="raw") for name, paths in columns.items()}
     with Outputs(verified.program, outs) as outputs:
-        report, results = _execute(verified, columns, values, outputs, engine=engine, chunk=chunk, io=io)
+        report, results = _execute(verified, columns, values, outputs, engine, io, chunk, elements)
     if json_:
-        show.as_json(_as_json(verified.program, outputs, results, report))
+        click.echo(show.to_json(_as_json(verified.program, outputs, results, report)), err=outputs.fill_stdout)
         return
-    _print(verified.program, outputs, results)
+    if not outputs.fill_stdout:
+        _print(verified.program, outputs, results)
     show.note(str(report))
 
 
 def _execute(
-    verified: Any, columns: Mapping[str, Any], params: Mapping[str, Any], outputs: Outputs, **options: Any
-) -> tuple[Any, dict[str, Any]]:
-    """Stream the columns through the program; the report, and the accumulators' values by name."""
-    raise NotImplementedError
+    verified: Verified,
+    columns: Mapping[str, Any],
+    params: Mapping[str, Any],
+    outputs: Outputs,
+    engine: str,
+    io: str,
+    chunk: int | None,
+    elements: int | None,
+) -> tuple[Report, dict[str, Any]]:
+    """Run the columns through the program, part by part; the report, and the accumulators' values by name."""
+    from vyre.runtime.api import open as open_session
+
+    program = verified.program
+    named: dict[str, Any] = {**columns, **params}
+    for table in program.tables:
+        if table.name in columns:
+            named[table.name] = _table(table, columns[table.name])
+    with open_session(engine, io=io) as session:  # type: ignore[arg-type]
+        if not program.inputs:
+            if elements is None:
+                raise BindError(f"{program.name} has no inputs, so nothing says how long to run", fix="--elements N")
+            result = session.run(verified, named, elements=elements)
+            for name, output in outputs.items():
+                output.write(result[name])
+            return _with_choice(result.report, session.choice), {a.name: result[a.name] for a in program.accumulators}
+        if elements is not None:
+            raise BindError(f"--elements {elements}: {program.name} has inputs, which say how long they are")
+        with (
+            show.progress(program.name) as bar,
+            session.stream(verified, named, chunk=chunk, progress=bar) as stream,
+        ):
+            for part in stream:
+                for name, output in outputs.items():
+                    output.write(part[name])
+            total = stream.total()
+        return _with_choice(stream.report, session.choice), {a.name: total[a.name] for a in program.accumulators}
+
+
+def _with_choice(report: Report, choice: str) -> Report:
+    report.notes.append(choice)
+    return report
+
+
+def _table(table: Table, paths: Sequence[str]) -> NDArray[Any]:
+    """A table's elements, read into memory: .npy, or raw elements of its type."""
+    import numpy as np
+
+    from vyre.program.opcodes import Access
+    from vyre.stream.formats import numpy_dtype
+
+    if table.access is Access.atomic:
+        raise BindError(
+            f"table {table.name} is updated by the program, and a command line has no array to update",
+            fix=f"run it from Python: vyre.run(program, ..., {table.name}=array)",
+        )
+    if len(paths) != 1:
+        raise BindError(f"table {table.name} is one file, not {len(paths)}")
+    try:
+        if paths[0].endswith(".npy"):
+            return np.asarray(np.load(paths[0], allow_pickle=False))
+        return np.fromfile(paths[0], numpy_dtype(table.dtype))
+    except ValueError as error:
+        raise StreamError(f"{paths[0]}: {error}") from None
 
 
 def _params(given: Sequence[str]) -> dict[str, Any]:
@@ -126,13 +195,9 @@ def _columns(inputs: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
     return named, bare
 
 
-def _types_of(named: Mapping[str, Sequence[str]], bare: Sequence[str], program: str) -> dict[str, MemType]:
+def _types_of(named: Mapping[str, Sequence[str]]) -> dict[str, MemType]:
     """Types that .npy headers give, for programs that take their types from their inputs."""
-    from vyre.programs import SHIPPED
-
     found = {name: _type_of(paths) for name, paths in named.items()}
-    if bare and program in SHIPPED:
-        found["x"] = _type_of(bare)
     return {name: dtype for name, dtype in found.items() if dtype is not None}
 
 

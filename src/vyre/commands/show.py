@@ -49,9 +49,6 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], 
     from rich.text import Text
 
     drawn = Table(
-        title=Text(title) if title else None,
-        title_justify="left",
-        title_style="bold",
         box=box.SIMPLE_HEAD,
         show_header=any(columns),
         pad_edge=False,
@@ -61,7 +58,10 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], 
         drawn.add_column(Text(name), justify="right" if i in right else "left", overflow="fold")
     for row in rows:
         drawn.add_row(*(Text(str(cell)) for cell in row))
-    console().print(drawn)
+    screen = console()
+    if title:
+        screen.print(Text(title, style="bold"), soft_wrap=True)
+    screen.print(drawn)
 
 
 def plain(value: Any) -> Any:
@@ -81,9 +81,14 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
+def to_json(value: Any) -> str:
+    """``value`` as one JSON document."""
+    return json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False)
+
+
 def as_json(value: Any) -> None:
     """Print ``value`` as one JSON document on standard output."""
-    click.echo(json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False))
+    click.echo(to_json(value))
 
 
 def note(text: str) -> None:

@@ -49,7 +49,10 @@ def stats(types: Mapping[str, MemType] | None = None) -> Program:
 
 
 def histogram(types: Mapping[str, MemType] | None = None) -> Program:
-    """How often each byte value occurs in ``x``, a stream of u8: 256 counts named ``counts``."""
+    """How often each byte value occurs in ``x``, a stream of u8: 256 counts named ``counts``.
+
+    On the command line it takes any files as the bytes that they are, headers included.
+    """
     _only("histogram", "x", types, MemType.u8, fixed=True)
     b = Builder("histogram")
     x = b.op("i32.load", imm=b.input("x", MemType.u8))
