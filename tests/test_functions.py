@@ -6,6 +6,7 @@ in docs/functions.md; what is here is the share that runs in seconds: random, st
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 import subprocess
@@ -332,6 +333,35 @@ def test_a_name_that_is_no_function_has_no_body():
     assert "f64.add" not in BODIES
     with pytest.raises(KeyError):
         BODIES["f32.tan"]
+
+
+def without_ifs(program: Program) -> Program:
+    """The same code with every ``if`` taken."""
+    always = [i for i in program.code if BY_CODE[i.op].name not in ("if", "end")]
+    return dataclasses.replace(program, code=tuple(always))
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if BODIES[n].tables])
+def test_the_inside_of_an_if_may_be_computed_for_any_argument(name):
+    t = name[:3]
+    body = BODIES[name]
+    x = np.concatenate([any_bits(t, 2000, 31), neighbours(t, 0.0), np.array([INF, -INF, NAN], FLOAT[t])])
+    first, b = len(body.args), Builder("eager")
+    b.op(f"{t}.store", b.op(f"{t}.load", imm=b.input("x", MemType[t])), imm=b.output("value", MemType[t]))
+    shell = b.build()
+    store = shell.code[-2]._replace(a=body.result_register)
+    eager = without_ifs(body.program)
+    eager = dataclasses.replace(
+        eager,
+        inputs=shell.inputs,
+        outputs=shell.outputs,
+        code=(shell.code[0]._replace(dst=first - 1), *eager.code[:-1], store, eager.code[-1]),
+    )
+    tables = [
+        np.array(c, np.uint64).view(np.float64 if d.dtype is MemType.f64 else np.int64)
+        for c, d in zip(body.tables, eager.tables, strict=True)
+    ]
+    assert execute(eager, [x], [], tables, 0, len(x)).fault is None
 
 
 # --- expansion ------------------------------------------------------------------------------------------------------

@@ -129,10 +129,10 @@ HUGE_F32: Final = 40
 
 
 def _turns_f32() -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """(2**(e-23) / pi) mod 2, moved to [-1, 1], for e = HUGE_F32 .. 127, as a sum of two f64: two tables of bits."""
+    """(2**(e-23) / pi) mod 2, moved to [-1, 1], for e = 1 .. 128, as a sum of two f64: two tables of bits."""
     digits = int("".join(t.ONE_OVER_PI_DIGITS), 16)
     high, low = [], []
-    for e in range(HUGE_F32, 128):
+    for e in range(1, 129):
         places = t.PI_BITS - (e - 23)
         turns = digits & ((2 << places) - 1)
         if turns >> places:
@@ -164,8 +164,7 @@ def _sine_f32(b: Body, cosine: bool) -> Value:
     tables = [b.table(MemType.f64, bits) for bits in _turns_f32()]
     with b.when(x.abs().ge(2.0**HUGE_F32)):
         bits = wide.to("i64.reinterpret_f64")
-        exponent = ((bits >> 52) & 0x7FF) - (EXPONENT_BIAS + HUGE_F32)
-        index = exponent.min_u(127 - HUGE_F32)  # for infinity
+        index = (bits >> 52) & 0x7F  # e - 1 for 1 <= e <= 128; in range for anything
         m = ((bits & (SIGN | MANTISSA_MASK)) | ((EXPONENT_BIAS + 23) << 52)).to("f64.reinterpret_i64")
         high = b.get(tables[0], index)
         p = m * high
@@ -180,12 +179,12 @@ def _sine_f32(b: Body, cosine: bool) -> Value:
 
 
 def sin_f32(b: Body) -> Value:
-    """See ``_sine_f32``. Ops: 21, and 20 behind an if for |x| >= 2**40."""
+    """See ``_sine_f32``. Ops: 21, and 18 behind an if for |x| >= 2**40."""
     return _sine_f32(b, cosine=False)
 
 
 def cos_f32(b: Body) -> Value:
-    """See ``_sine_f32``. Ops: 23, and 22 behind an if for |x| >= 2**40."""
+    """See ``_sine_f32``. Ops: 23, and 20 behind an if for |x| >= 2**40."""
     return _sine_f32(b, cosine=True)
 
 
@@ -194,10 +193,9 @@ HUGE_F64: Final = 32
 
 
 def _places_of_two_over_pi() -> tuple[int, ...]:
-    """Word i: places 8 i + HUGE_F64 - 52 + 62 and the 63 above it of 2/pi; words 8 apart are neighbours."""
-    digits = int("".join(t.ONE_OVER_PI_DIGITS), 16)  # as places of 2/pi there is one fewer
-    last = (0x7FF - EXPONENT_BIAS - HUGE_F64) // 8 + 16
-    return tuple((digits >> (t.PI_BITS - 1 - (8 * i + HUGE_F64 - 52 + 62))) & ((1 << 64) - 1) for i in range(last + 1))
+    """Word i: the 64 places of 2/pi down to place 8 i + 11; words 8 apart are neighbours. 8 i + 11 = (8 i + 1) - 52 + 62."""
+    digits = int("".join(t.ONE_OVER_PI_DIGITS), 16)  # PI_BITS places of 1/pi, one fewer of 2/pi
+    return tuple((digits >> (t.PI_BITS - 1 - (8 * i + 11))) & ((1 << 64) - 1) for i in range(128 + 16))
 
 
 def _high_product(a_low: Value, a_high: Value, c: Value) -> Value:
@@ -211,12 +209,12 @@ def _high_product(a_low: Value, a_high: Value, c: Value) -> Value:
 def _reduce_huge_f64(b: Body, x: Value, table: int) -> tuple[Value, Value, Value]:
     """Quadrant of x (modulo 4, low bits) and r + tail = x - quadrant pi/2 to 2**-116, for |x| >= 2**32. NaN for infinity.
 
-    Payne and Hanek: |x| = m 2**(8 i + s + HUGE_F64 - 52), m < 2**53, s < 8. (m 2**s) times the 192 bits of 2/pi from the table,
+    Payne and Hanek: |x| = m 2**(8 i + s + 1 - 52), m < 2**53, s < 8. (m 2**s) times the 192 bits of 2/pi from the table,
     modulo 2**192, is x 2/pi modulo 4 with 190 places, of which the upper 126 are computed. No f64 is nearer to a multiple of
     pi/2 than 2**-61 (6381956970095103 * 2**797 is that near), so at least 64 good bits are left.
     """
     bits = x.to("i64.reinterpret_f64")
-    exponent = ((bits >> 52) & 0x7FF) - (EXPONENT_BIAS + HUGE_F64)
+    exponent = (bits >> 52) & 0x3FF  # less 1, for |x| >= 2; in range for anything
     index = exponent >> 3
     m = ((bits & MANTISSA_MASK) | (1 << 52)) << (exponent & 7)
     m_low, m_high = m & 0xFFFF_FFFF, m >> 32
@@ -238,7 +236,8 @@ def _reduce_huge_f64(b: Body, x: Value, table: int) -> tuple[Value, Value, Value
     r = turns * unit
     tail = fma(low, unit, fma(turns, unit, r.neg()))
     tail = fma(turns, b.const(F64, t.HALF_PI[1] * 2.0**-62).copysign(x), tail)
-    return quadrant, r + (x - x), tail
+    total = r + tail
+    return quadrant, total + (x - x), (r - total) + tail
 
 
 def _sine_f64(b: Body, cosine: bool) -> Value:
@@ -276,12 +275,12 @@ def _sine_f64(b: Body, cosine: bool) -> Value:
 
 
 def sin_f64(b: Body) -> Value:
-    """See ``_sine_f64``. Ops: 43, and 76 behind an if for |x| >= 2**32."""
+    """See ``_sine_f64``. Ops: 43, and 78 behind an if for |x| >= 2**32."""
     return _sine_f64(b, cosine=False)
 
 
 def cos_f64(b: Body) -> Value:
-    """See ``_sine_f64``. Ops: 42, and 77 behind an if for |x| >= 2**32."""
+    """See ``_sine_f64``. Ops: 42, and 79 behind an if for |x| >= 2**32."""
     return _sine_f64(b, cosine=True)
 
 

@@ -39,7 +39,8 @@ class Function:
         result: type of what it yields.
         program: code over base instructions that ends with return; no streams, parameters or accumulators.
         result_register: written by the last instruction before return and by no other.
-        tables: u64 bit patterns of each declared table of ``program``, low bits first. Every index is in range.
+        tables: u64 bit patterns of each declared table of ``program``, low bits first. Every index is in range for every
+            argument, even where an engine computes the inside of an ``if`` that is not taken.
     """
 
     name: str
