@@ -233,10 +233,11 @@ def test_the_digest_in_the_file_is_the_identity():
 
 
 def test_a_source_path_that_has_no_utf8_form_or_end_does_not_stop_writing():
-    for source in ("\udcff.py", "a\0b.py", "x" * 10_000, "ä" * 5_000):
+    for source in ("\udcff.py", "a\0b.py", "\x1b[31m.py", "x" * 10_000, "ä" * 5_000):
         back = decode(encode(replace(EVERYTHING, source=source)))
         assert back == EVERYTHING
         assert len(back.source.encode()) <= 4096
+        assert back.source.isprintable()
 
 
 def test_a_program_whose_numbers_have_no_room_is_refused_by_encode():

@@ -2,6 +2,7 @@ import json
 import math
 import random
 import struct
+import time
 from dataclasses import replace
 from fractions import Fraction
 
@@ -69,7 +70,7 @@ def test_any_program_with_names_reads_back_valid_or_not(seed):
         constants=tuple(rng.choice((0, 1, 1, 1 << 40, 0x7FC0_0001, 2**64 - 1)) for _ in range(rng.randrange(4))),
         code=tuple(code),
         fuel=rng.choice((1, 1 << 20)),
-        source=rng.choice(("", 'a "b";c\n.py')),
+        source=rng.choice(("", 'a "b";c\\ ü.py')),
         lines=tuple(Line(pc, rng.randrange(1, 1000)) for pc in range(len(code)) if rng.random() < 0.5),
     )
     listing = text.format(program)
@@ -137,6 +138,9 @@ def test_a_listing_is_written_as_people_would():
         ("fuel many", "many is no number"),
         ("fuel 1\nfuel 2", "p.vir:2: a second fuel line"),
         ("source x.py", "source takes a path in double quotes"),
+        ('source "\\u001b[31m"', "source takes a path in double quotes, of printable characters"),
+        ("source " + "[" * 100_000, "source takes a path in double quotes"),
+        ("x" * 100_000, "x... is neither an instruction nor a declaration"),
         ('source "x.py" y', "source takes a path in double quotes"),
         ("nop\ninput x f32", "p.vir:2: input stands after an instruction"),
         ("input price f32\nf32.load r0, prize", "no input is called prize\n  fix: did you mean price?"),
@@ -277,8 +281,25 @@ def test_tiny_literals_are_zero_at_once(literal):
 def test_names_in_a_source_line_are_json():
     program = replace(text.parse("nop"), source='a "b" \\ ü;.py', lines=(Line(0, 3),))
     listing = text.format(program)
-    assert json.dumps(program.source) in listing
+    assert json.dumps(program.source, ensure_ascii=False) in listing
     same(program, text.parse(listing))
+
+
+def test_a_listing_shows_no_control_characters_of_a_path():
+    assert "\x1b" not in text.format(replace(text.parse("nop"), source="\x1b[31m.py"))
+
+
+def test_a_large_program_is_written_and_read_in_seconds():
+    codes = [BY_NAME[name].code for name in ("if", "br_if")]
+    nested = Program(code=tuple(Instr(codes[i & 1]) for i in range(60_000)))
+    const = BY_NAME["i64.const"].code
+    pooled = Program(
+        registers=(Type.i64,), constants=tuple(range(30_000)), code=tuple(Instr(const, imm=i) for i in range(30_000))
+    )
+    start = time.monotonic()
+    for program in (nested, pooled):
+        assert text.parse(text.format(program)) == program
+    assert time.monotonic() - start < 20
 
 
 def test_targets_follow_from_the_blocks():

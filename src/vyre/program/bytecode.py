@@ -30,6 +30,7 @@ from typing import Any, Final
 from vyre.errors import BytecodeError
 from vyre.program.ir import Accumulator, Instr, Line, Param, Program, Stream, Table
 from vyre.program.opcodes import Access, AccKind, MemType, Type
+from vyre.program.show import printable
 
 MAGIC: Final = b"VIR0"
 VERSION: Final = (0, 1)
@@ -206,6 +207,8 @@ def _words(names: bytes, count: int) -> tuple[str, str, list[str]]:
         raise BytecodeError(f"names: {len(words)} of them, but program, source and {count} declarations")
     if len(words[1].encode()) > SOURCE_BYTES_MAX:
         raise BytecodeError(f"names: a source path of more than {SOURCE_BYTES_MAX} bytes")
+    if not words[1].isprintable():
+        raise BytecodeError(f"names: a source path of characters that are not printable: {words[1][:60]!r}")
     return words[0], words[1], words[2:]
 
 
@@ -282,9 +285,8 @@ def _meaning(program: Program) -> tuple[bytes, bytes, bytes, bytes]:
 
 
 def _source(source: str) -> str:
-    """The source path as a file holds it: a path that has no UTF-8 form, or is too long, is shortened to what has."""
-    raw = source.encode(errors="backslashreplace").replace(b"\0", b"")
-    return raw[-SOURCE_BYTES_MAX:].decode(errors="ignore")
+    """The source path as a file holds it: printable, because strangers' files are shown too, and not too long."""
+    return printable(source).encode()[-SOURCE_BYTES_MAX:].decode(errors="ignore")
 
 
 def _padded(section: bytes) -> bytes:

@@ -79,8 +79,14 @@ def show_operand(program: Program, op: Op, instr: Instr) -> str | None:
 def place(program: Program, pc: int) -> str:
     """Where an instruction stands: its pc, its source line when there is one, and the instruction itself."""
     line = program.line_of(pc)
-    where = "" if line is None else f", {program.source}:{line}" if program.source else f", line {line}"
+    source = printable(program.source)
+    where = "" if line is None else f", {source}:{line}" if source else f", line {line}"
     return f"pc {pc}{where}, `{show(program, pc)}`"
+
+
+def printable(text: str) -> str:
+    """Foreign text as it may stand in a message: without what a terminal would obey."""
+    return text if text.isprintable() else "".join(ch if ch.isprintable() else "?" for ch in text)
 
 
 def type_name(type_: int) -> str:

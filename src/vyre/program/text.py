@@ -40,6 +40,7 @@ from vyre.program.opcodes import (
     BY_CODE,
     BY_NAME,
     DEFAULT_FUEL,
+    MAX_BLOCK_DEPTH,
     Access,
     AccKind,
     Imm,
@@ -47,7 +48,7 @@ from vyre.program.opcodes import (
     Op,
     Type,
 )
-from vyre.program.show import raw, show, unused_fields
+from vyre.program.show import printable, raw, show, unused_fields
 
 _NUMBER: Final = re.compile(r"\d{1,19}\Z", re.ASCII)
 _REGISTER: Final = re.compile(r"r(\d{1,3})\Z", re.ASCII)
@@ -75,16 +76,21 @@ def targets(codes: Sequence[int]) -> list[int]:
     """
     aims = [0] * len(codes)
     stack: list[int] = []
+    loops: list[int] = []  # those of the stack that are loops
     for pc, code in enumerate(codes):
         if code in (_IF, _LOOP):
             stack.append(pc)
-        elif code == _BR_IF:
-            aims[pc] = next((start + 1 for start in reversed(stack) if codes[start] == _LOOP), 0)
-        elif code == _ELSE and stack:
-            aims[stack.pop()] = pc + 1
-            stack.append(pc)
-        elif code == _END and stack:
-            aims[stack.pop()] = pc
+            if code == _LOOP:
+                loops.append(pc)
+        elif code == _BR_IF and loops:
+            aims[pc] = loops[-1] + 1
+        elif code in (_ELSE, _END) and stack:
+            opened = stack.pop()
+            aims[opened] = pc + (code == _ELSE)
+            if codes[opened] == _LOOP:
+                loops.pop()
+            if code == _ELSE:
+                stack.append(pc)
     return aims
 
 
@@ -100,7 +106,7 @@ def format(program: Program, *, lines: bool = True, pcs: bool = False) -> str:
     """
     head = [f"program {program.name}"]
     if lines and program.source:
-        head.append(f"source {json.dumps(program.source)}")
+        head.append(f"source {json.dumps(printable(program.source), ensure_ascii=False)}")
     if program.fuel != DEFAULT_FUEL:
         head.append(f"fuel {program.fuel}")
     head += [f"input {s.name} {s.dtype.name}" for s in program.inputs]
@@ -125,12 +131,15 @@ def _spelled(program: Program) -> list[tuple[str, Op | None]]:
     """Each instruction as written, with its row when it is written by name and so mentions registers."""
     aims = targets([instr.op for instr in program.code])
     pool = program.constants
+    first: dict[int, int] = {}
+    for index, bits in enumerate(pool):
+        first.setdefault(bits, index)
     spelled: list[tuple[str, Op | None]] = []
     for pc, instr in enumerate(program.code):
         op = BY_CODE.get(instr.op)
         if op is None or unused_fields(op, instr) or (op.imm is Imm.target and instr.imm != aims[pc]):
             spelled.append((raw(instr), None))
-        elif op.imm is Imm.const and instr.imm < len(pool) and pool.index(pool[instr.imm]) != instr.imm:
+        elif op.imm is Imm.const and instr.imm < len(pool) and first[pool[instr.imm]] != instr.imm:
             spelled.append((f"{op.name} r{instr.dst}, #{instr.imm}", op))  # a literal means the first of these bits
         else:
             spelled.append((show(program, pc), op))
@@ -143,7 +152,7 @@ def _body(program: Program, spelled: list[tuple[str, Op | None]], lines: bool, p
     for pc, instr in enumerate(program.code):
         if instr.op in (_ELSE, _END) and depth > 1:
             depth -= 1
-        line = "    " * depth + spelled[pc][0]
+        line = "    " * min(depth, MAX_BLOCK_DEPTH + 1) + spelled[pc][0]
         if pc in marks:
             line = f"{line} @{marks[pc]}"
         yield f"{line:<40} ; {pc}" if pcs else line
@@ -227,7 +236,7 @@ class _Reader:
         raise ListingError(f"{self.source or '<listing>'}:{self.number}: {why}", fix=fix)
 
     def suggest(self, word: str, known: Iterable[str]) -> str:
-        near = difflib.get_close_matches(word, list(known), n=1)
+        near = difflib.get_close_matches(word, list(known), n=1) if len(word) <= 80 else []  # it takes quadratic time
         return f"did you mean {near[0]}?" if near else ""
 
     def line(self, number: int, text: str) -> None:
@@ -423,12 +432,12 @@ class _Reader:
 
     def quoted(self, rest: str) -> str:
         try:
-            path, end = json.JSONDecoder().raw_decode(rest)
+            path, end = json.JSONDecoder().raw_decode(rest) if rest.startswith('"') else ("", 0)
         except ValueError:
-            path, end = None, 0
+            path, end = "", 0
         after = rest[end:].strip()
-        if not isinstance(path, str) or (after and not after.startswith(";")):
-            self.fail(f"source {_short(rest)}: source takes a path in double quotes")
+        if not path.isprintable() or (after and not after.startswith(";")):
+            self.fail(f"source {_short(rest)}: source takes a path in double quotes, of printable characters")
         return path
 
     def program(self) -> Program:
@@ -454,8 +463,7 @@ class _Reader:
 
 def _short(text: str) -> str:
     """Foreign text as it may stand in a message: printable and not endless."""
-    text = "".join(ch if ch.isprintable() else "?" for ch in text[:120])
-    return text if len(text) < 120 else text + "..."
+    return printable(text) if len(text) <= 120 else printable(text[:120]) + "..."
 
 
 __all__ = ["ListingError", "format", "parse", "targets"]
