@@ -130,10 +130,14 @@ def analyse(program: Program | HasProgram, results: int = 0) -> Analysis:
                         live |= else_live
                         seen |= else_seen
                 elif op == _LOOP:
-                    _, _, extra, _, _ = frames.pop()
+                    held[pc] = extra
+                    _, _, outer, _, _ = frames.pop()
                     if headers.get(pc, (0, 0)) != (live, seen):
                         headers[pc] = (live, seen)
                         changed = True
+                    live_out[pc] = live
+                    extra = outer
+                    continue
             live_out[pc] = live
             if extra:
                 held[pc] = extra

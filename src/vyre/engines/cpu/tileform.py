@@ -1,0 +1,688 @@
+"""From a verified program to the CPU engine's tile form: op records that a worker runs tile by tile.
+
+Owns: where each register's lanes lie, which handler runs, when an output may be written. Leaves to others: facts about the
+program (analysis), handlers, and everything about tiles, claims and results (worker).
+
+Rules that everything here follows:
+
+* Records run in the order of the listing, also those of branches whose lanes are all inactive (or are jumped over). A register
+  that some inactive lane still needs (``Analysis.held``) is written under the mask; every other write may go to fresh scratch.
+* A register that is written under a mask, or carried around a loop, is *pinned*: it owns one slot and nothing shares it. All
+  others are as good as single assignments: a constant or parameter stays a uniform operand, a load of identity type is the
+  input itself, a move is another name.
+* An output may be the same memory as an input. So an output is written only when no later record reads an input; stores that
+  come too early, or in a loop, go to scratch and are copied at the end.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from functools import cache
+from typing import Final
+
+from vyre.engines.cpu import plan as p
+from vyre.engines.cpu.abi import LANES, OP_BYTES, PTR_INPUTS, PTR_OUTPUTS, SCRATCH_SLOTS
+from vyre.engines.cpu.handlers import Handlers, shared
+from vyre.engines.cpu.jit import ObjectStore
+from vyre.errors import EngineUnavailable
+from vyre.program.analysis import Analysis, HasProgram, analyse
+from vyre.program.ir import Program
+from vyre.program.opcodes import AccKind, MemType, Type
+
+_FIELDS: Final = 10
+_RECORD: Final = "QIIIIQIIqQ8x"
+_UNIFORM_SLOTS: Final = 40  # at most so many slots hold constants for the whole claim
+_VIRTUAL: Final = 64  # "registers" from here on: outputs that are written at the end, then emits of several places
+assert struct.calcsize("<" + _RECORD) == OP_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class TileForm:
+    """A program as op records.
+
+    Attributes:
+        prologue: run once per claimed item and worker: fills splats.
+        body: run per tile. Both end with the record of ``return``.
+        scratch_slots: entries of the pointer table that must point at scratch: 0 .. scratch_slots - 1.
+        uses_fuel: the program has a loop.
+        in_place: an output may be the same memory as an input. False only for programs with more early stores than there
+            is scratch for.
+    """
+
+    prologue: bytes
+    body: bytes
+    scratch_slots: int
+    uses_fuel: bool
+    in_place: bool = True
+
+
+class _OutOfScratch(Exception):
+    pass
+
+
+def lower(verified: HasProgram | Program, handlers: Handlers | ObjectStore | None = None) -> TileForm:
+    """Tile form of a verified program; compiles the handlers that it is the first to need.
+
+    Args:
+        handlers: where handlers come from; a store or None means the process's own.
+    Raises:
+        EngineUnavailable: llvmlite is missing, or the program needs more scratch than a worker has.
+    """
+    program = verified if isinstance(verified, Program) else verified.program
+    own = handlers if isinstance(handlers, Handlers) else shared(handlers)
+    facts = analyse(program)
+    try:
+        return _Lowering(program, facts, own, early_stores_wait=True).run()
+    except _OutOfScratch:
+        pass
+    try:
+        return _Lowering(program, facts, own, early_stores_wait=False).run()
+    except _OutOfScratch:
+        raise EngineUnavailable(
+            f"program {program.name!r} needs more than the {SCRATCH_SLOTS} scratch slots of a worker",
+            fix="emit from fewer places, or split the program",
+        ) from None
+
+
+@cache
+def _packer(records: int) -> struct.Struct:
+    return struct.Struct("<" + _RECORD * records)
+
+
+class _Lowering:
+    """One run over one program."""
+
+    def __init__(self, program: Program, facts: Analysis, handlers: Handlers, early_stores_wait: bool) -> None:
+        self.program = program
+        self.facts = facts
+        self.handlers = handlers
+        self.wait = early_stores_wait
+        self.addresses = handlers.addresses
+        self.out: list[int] = []
+        self.before: list[int] = []  # records of the prologue
+        self.loc: list[int] = [-1 << 30] * _VIRTUAL  # pointer table entry; ~u for uniform u
+        self.size: list[int] = [4 if t is Type.i32 or t is Type.f32 else 8 for t in program.registers]
+        self.size += [8] * (_VIRTUAL - len(self.size))
+        self.have = 0  # registers that lie in scratch
+        self.users: list[int] = [0] * SCRATCH_SLOTS
+        self.free4: list[int] = []
+        self.free8: list[int] = []
+        self.next = 0
+        self.peak = 0
+        self.top = SCRATCH_SLOTS
+        self.uniforms: list[list[int]] = []  # bits, aux, bytes, slot or -1
+        self.known: dict[tuple[int, int, int], int] = {}
+        self.pinned = 0
+        self.fixed = 0  # carried around a loop that we are in
+        self.last_load = -1
+        self.alias = 0  # registers that may be another name of an input
+        self.forward: dict[int, int] = {}  # pc -> output that its result may be written to
+        self.deferred: dict[int, int] = {}  # output -> virtual register
+        self.flags: dict[int, tuple[int, int]] = {}  # emit -> virtual registers of value and flag
+        self.partial: dict[int, None] = {}  # float sums with partials
+        self.keep = 0  # virtual registers, live to the end
+        self.uses_fuel = False
+        self.homes: dict[int, int] = {}  # loop's pc -> pinned registers that it assigns and that live on after it
+        self.blocks: list[tuple[int, int]] = []  # record that opened it; 1 for a loop
+        self.temporary: list[tuple[int, int]] = []  # slots that are free again after this instruction
+        self.mask = 0
+        self.pc = 0
+
+    # --- before the first record ------------------------------------------------------------------------------------
+
+    def survey(self) -> None:
+        """What has to be known of later instructions: stores, loads, loops, sums and emits."""
+        program, facts = self.program, self.facts
+        stores: list[tuple[int, int, int, int, bool]] = []
+        sums: dict[int, int] = {}
+        emits: dict[int, int] = {}
+        loops: list[list[int]] = []
+        depth = 0
+        blend = facts.blend
+        alias = pinned = 0
+        for pc, (op, dst, a, _, _, imm) in enumerate(program.code):
+            plan = p.PLANS[op]
+            kind = plan.kind
+            if loops and plan.size:
+                for loop in loops:
+                    loop[1] |= 1 << dst
+            if blend[pc]:
+                pinned |= 1 << dst
+            if kind == p.COMPUTE:
+                continue
+            if kind == p.LOAD:
+                self.last_load = loops[0][2] if loops else pc
+                alias |= 1 << dst
+            elif kind == p.MOV:
+                alias |= 1 << dst
+            elif kind == p.STORE:
+                stores.append((pc, imm, a, depth, bool(loops)))
+            elif kind == p.ACC:
+                if plan.op.args[0].is_float and program.accumulators[imm].kind is AccKind.sum:
+                    sums[imm] = sums.get(imm, 0) + (2 if loops else 1)
+            elif kind == p.EMIT:
+                emits[imm] = emits.get(imm, 0) + 1
+            elif kind == p.IF:
+                depth += 1
+            elif kind == p.LOOP:
+                depth += 1
+                self.uses_fuel = True
+                loops.append([pc, 0, imm])
+            elif kind == p.END:
+                depth -= 1
+                if loops and loops[-1][2] == pc:
+                    start, assigned, _ = loops.pop()
+                    pinned |= facts.live_out[start] & assigned
+                    self.homes[start] = facts.live_out[pc] & assigned
+        self.alias, self.pinned = alias & ~pinned, pinned
+        for acc, times in sums.items():
+            if times > 1:
+                self.partial[acc] = None
+        for stream, times in emits.items():
+            if times > 1:
+                size = program.emits[stream].dtype.type.size
+                self.flags[stream] = self._virtual(size), self._virtual(4)
+                self.pinned |= 1 << self.flags[stream][0] | 1 << self.flags[stream][1]
+        self._survey_stores(stores)
+
+    def _survey_stores(self, stores: list[tuple[int, int, int, int, bool]]) -> None:
+        facts = self.facts
+        times: dict[int, int] = {}
+        deep = {output for _, output, _, depth, _ in stores if depth}
+        for pc, output, _, _, in_loop in stores:
+            times[output] = times.get(output, 0) + 1
+            late = pc > self.last_load and not (facts.live_out[pc] | facts.held[pc]) & self.alias
+            if self.wait and (in_loop or not late) and output not in self.deferred:
+                virtual = self.deferred[output] = self._virtual(self.program.outputs[output].dtype.type.size)
+                if output in deep:
+                    self.pinned |= 1 << virtual
+        for pc, output, register, depth, _ in stores:
+            if depth or times[output] > 1 or output in self.deferred or self.pinned >> register & 1:
+                continue
+            if self.program.outputs[output].dtype.is_identity:
+                self._find_forward(pc, output, register)
+
+    def _find_forward(self, pc: int, output: int, register: int) -> None:
+        """The result that this store stores may go to the output itself, when no later record reads an input."""
+        code, facts = self.program.code, self.facts
+        bit = 1 << register
+        while pc > 0:
+            pc -= 1
+            plan = p.PLANS[code[pc].op]
+            if p.IF <= plan.kind <= p.BR_IF:
+                return
+            if plan.size and code[pc].dst == register:
+                late = pc >= self.last_load and not facts.live_out[pc] & self.alias & ~bit
+                if late and pc not in self.forward:
+                    self.forward[pc] = output
+                return
+
+    def _virtual(self, size: int) -> int:
+        number = len(self.loc)
+        self.loc.append(-1 << 30)
+        self.size.append(size)
+        self.keep |= 1 << number
+        return number
+
+    # --- scratch ------------------------------------------------------------------------------------------------------
+
+    def alloc(self, size: int) -> int:
+        """A slot, or two neighbours for 8-byte lanes, with one user."""
+        if size == 4:
+            if self.free4:
+                slot = self.free4.pop()
+            elif self.free8:
+                slot = self.free8.pop()
+                self.free4.append(slot + 1)
+            else:
+                slot = self.next
+                self.next = slot + 1
+        elif self.free8:
+            slot = self.free8.pop()
+        else:
+            slot = self.next
+            self.next = slot + 2
+        if self.next > self.top:
+            self.next -= 1 if size == 4 else 2
+            slot = self._join()
+        self.users[slot] = 1
+        return slot
+
+    def _join(self) -> int:
+        """Two free neighbours as one place for 8-byte lanes."""
+        self.free4.sort()
+        for left, right in zip(self.free4, self.free4[1:], strict=False):
+            if left + 1 == right:
+                self.free4.remove(left)
+                self.free4.remove(right)
+                return left
+        raise _OutOfScratch
+
+    def release(self, slot: int, size: int) -> None:
+        """One user less."""
+        self.users[slot] -= 1
+        if not self.users[slot]:
+            (self.free4 if size == 4 else self.free8).append(slot)
+
+    def drop(self, registers: int) -> None:
+        """Registers of the set whose values nobody needs any more."""
+        registers &= self.have
+        self.have &= ~registers
+        while registers:
+            low = registers & -registers
+            registers ^= low
+            register = low.bit_length() - 1
+            self.release(self.loc[register], self.size[register])
+
+    def uniform(self, bits: int, aux: int, size: int) -> int:
+        """A constant or parameter as a location: ~(its number)."""
+        key = (bits, aux, size)
+        number = self.known.get(key)
+        if number is None:
+            number = self.known[key] = len(self.uniforms)
+            self.uniforms.append([bits, aux, size, -1])
+        return ~number
+
+    def vector(self, location: int) -> int:
+        """The entry where the lanes are; a uniform gets a splat that the prologue fills."""
+        if location >= 0:
+            return location
+        one = self.uniforms[~location]
+        bits, aux, size, slot = one
+        if slot < 0:
+            need = 1 if size == 4 else 2
+            if SCRATCH_SLOTS - self.top + need > _UNIFORM_SLOTS or self.top - need < self.peak_next():
+                slot = self.alloc(size)  # for this record only: filled in the body
+                self.emit(f"fill.{size}", slot, imm=bits, aux=aux, mask=0)
+                self.temporary.append((slot, size))
+                return slot
+            self.top -= need
+            slot = one[3] = self.top
+            self.before += (self.address(f"fill.{size}"), slot, 0, 0, 0, bits, 0, 0, 0, aux)
+        return slot
+
+    def peak_next(self) -> int:
+        """Slots that the body has used so far: never free for the prologue."""
+        return self.next
+
+    # --- records ------------------------------------------------------------------------------------------------------
+
+    def address(self, name: str) -> int:
+        return self.addresses.get(name) or self.handlers.address(name)
+
+    def emit(
+        self, name: str, dst: int = 0, a: int = 0, b: int = 0, c: int = 0, imm: int = 0, aux: int = 0, mask: int = -1
+    ) -> int:
+        """Append a record; returns its number."""
+        out = self.out
+        number = len(out) // _FIELDS
+        address = self.addresses.get(name) or self.handlers.address(name)
+        out += (address, dst, a, b, c, imm, self.mask if mask < 0 else mask, self.pc, 0, aux)
+        return number
+
+    def aim(self, record: int, to: int) -> None:
+        self.out[_FIELDS * record + 8] = (to - record) * OP_BYTES
+
+    # --- the run ------------------------------------------------------------------------------------------------------
+
+    def run(self) -> TileForm:
+        self.survey()
+        for acc in self.partial:
+            self.emit("sum.open", imm=acc)
+        for virtual in range(_VIRTUAL, len(self.loc)):
+            if self.pinned >> virtual & 1:
+                self._home(virtual, self.size[virtual])
+        for _, flag in self.flags.values():
+            self.emit("fill.4", self.loc[flag])
+        facts = self.facts
+        canonical, blend, live_out, held = facts.canonical, facts.blend, facts.live_out, facts.held
+        plans, loc, forward, out = p.PLANS, self.loc, self.forward, self.out
+        uniforms = self.uniforms
+        addresses = self.addresses
+        others = _OTHERS
+        for pc, instruction in enumerate(self.program.code):
+            op, dst, a, b, c, _ = instruction
+            kind, args, size, same, names, uniform_b, uniform_a, uniform_c, swap, _, _ = plan = plans[op]
+            self.pc = pc
+            wave = live_out[pc] | held[pc] | self.keep
+            if kind:
+                others[kind](self, instruction, plan, wave)
+                if self.temporary:
+                    self._drop_temporary()
+                if self.have & ~wave:
+                    self.drop(~wave)
+                continue
+            imm = aux = 0
+            bit = 1 << dst
+            la = loc[a]
+            if args == 1:
+                lb = lc = 0
+                if la < 0:
+                    la = self.vector(la)
+            else:
+                lb = loc[b]
+                lc = 0
+                if args == 3:
+                    lc = loc[c]
+                    if lc < 0:
+                        if uniform_c[0] and la >= 0 and lb >= 0:
+                            names = uniform_c
+                            imm, aux, _, _ = uniforms[~lc]
+                            lc = 0
+                        else:
+                            lc = self.vector(lc)
+                    if la < 0 and lb >= 0:  # a product: which factor is uniform does not matter
+                        la, lb = lb, la
+                if lb < 0:
+                    if uniform_b[0] and la >= 0 and names is plan.names:
+                        names = uniform_b
+                        imm, aux, _, _ = uniforms[~lb]
+                        lb = 0
+                    else:
+                        lb = self.vector(lb)
+                if la < 0:
+                    if uniform_a[0] and names is plan.names:
+                        names = uniform_a
+                        imm, aux, _, _ = uniforms[~la]
+                        la = 0
+                        if swap:
+                            la, lb = lb, 0
+                    else:
+                        la = self.vector(la)
+            name = names[canonical[pc]]
+            if blend[pc]:
+                target = self.alloc(size)
+            elif self.pinned & bit:
+                target = self._home(dst, size)
+            elif pc in forward:
+                self.drop(bit)
+                target = loc[dst] = PTR_OUTPUTS + forward[pc]
+            else:
+                if same:
+                    dying = self.have & (~wave | bit)
+                    if dying:
+                        self.drop(dying)
+                    target = self.alloc(size)
+                else:
+                    target = self.alloc(size)
+                    self.drop(bit)
+                self.have |= bit
+                loc[dst] = target
+            out += (addresses.get(name) or self.address(name), target, la, lb, lc, imm, 0, pc, 0, aux)
+            if blend[pc]:
+                self.emit(f"blend.{size}", self._home(dst, size), target)
+                self.release(target, size)
+            if self.temporary:
+                self._drop_temporary()
+            dying = self.have & ~wave
+            if dying:
+                self.drop(dying)
+        return self._finish()
+
+    def _drop_temporary(self) -> None:
+        for slot, size in self.temporary:
+            self.release(slot, size)
+        self.temporary.clear()
+
+    def _home(self, register: int, size: int) -> int:
+        """The slot of a pinned register."""
+        if not self.have >> register & 1:
+            self.loc[register] = self.alloc(size)
+            self.have |= 1 << register
+        return self.loc[register]
+
+    def _finish(self) -> TileForm:
+        end = self.address("return"), 0, 0, 0, 0, 0, 0, 0, 0, 0
+        body = (*self.out, *end)
+        before = (*self.before, *end)
+        used = SCRATCH_SLOTS if self.before else self.next
+        return TileForm(
+            _packer(len(before) // _FIELDS).pack(*before),
+            _packer(len(body) // _FIELDS).pack(*body),
+            used,
+            self.uses_fuel,
+            self.wait,
+        )
+
+
+# --- instructions that are not plain arithmetic -----------------------------------------------------------------------
+
+
+def _define(
+    low: _Lowering,
+    dst: int,
+    plan: p.Plan,
+    wave: int,
+    name: str,
+    a: int = 0,
+    b: int = 0,
+    c: int = 0,
+    imm: int = 0,
+    aux: int = 0,
+) -> None:
+    """A record that computes ``dst``: into fresh scratch, its home, an output, or under the mask. Never in place."""
+    size, pc = plan.size, low.pc
+    bit = 1 << dst
+    if low.facts.blend[pc]:
+        temporary = low.alloc(size)
+        low.emit(name, temporary, a, b, c, imm, aux)
+        low.emit(f"blend.{size}", low._home(dst, size), temporary)
+        low.release(temporary, size)
+        return
+    if low.pinned & bit:
+        target = low._home(dst, size)
+    elif pc in low.forward:
+        low.drop(bit)
+        target = low.loc[dst] = PTR_OUTPUTS + low.forward[pc]
+    else:
+        target = low.alloc(size)
+        low.drop(bit)
+        low.have |= bit
+        low.loc[dst] = target
+    low.emit(name, target, a, b, c, imm, aux)
+
+
+def _assign(low: _Lowering, dst: int, size: int, location: int) -> None:
+    """``dst`` := what lies at ``location``, by name where that is possible."""
+    bit = 1 << dst
+    if low.pinned & bit and dst < _VIRTUAL:
+        blended = low.facts.blend[low.pc]
+        target = low._home(dst, size)
+        if location < 0:
+            bits, aux, _, _ = low.uniforms[~location]
+            low.emit(f"blend.u.{size}" if blended else f"fill.{size}", target, imm=bits, aux=aux)
+        elif location != target:
+            low.emit(f"{'blend' if blended else 'copy'}.{size}", target, location)
+        return
+    if 0 <= location < SCRATCH_SLOTS:
+        low.users[location] += 1  # before the old value goes: it may be the same slot
+        low.drop(bit)
+        low.have |= bit
+    else:
+        low.drop(bit)
+    low.loc[dst] = location
+
+
+def _trapping(low: _Lowering, instruction: tuple[int, ...], plan: p.Plan, wave: int) -> None:
+    _, dst, a, b, _, _ = instruction
+    la = low.vector(low.loc[a])
+    lb = low.vector(low.loc[b]) if plan.args > 1 else 0
+    _define(low, dst, plan, wave, plan.names[0] + (".masked" if low.mask else ""), la, lb)
+
+
+def _load(low: _Lowering, instruction: tuple[int, ...], plan: p.Plan, wave: int) -> None:
+    _, dst, _, _, _, imm = instruction
+    dtype = low.program.inputs[imm].dtype
+    if dtype.is_identity:
+        _assign(low, dst, plan.size, PTR_INPUTS + imm)
+    else:
+        _define(low, dst, plan, wave, f"load.{dtype.name}", PTR_INPUTS + imm)
+
+
+def _store(low: _Lowering, instruction: tuple[int, ...], plan: p.Plan, wave: int) -> None:
+    _, _, a, _, _, imm = instruction
+    virtual = low.deferred.get(imm)
+    location = low.loc[a]
+    if virtual is not None:
+        _set_virtual(low, virtual, location, a)
+    elif location != PTR_OUTPUTS + imm:
+        dtype = low.program.outputs[imm].dtype
+        low.emit(p.store_name(dtype, low.mask > 0), PTR_OUTPUTS + imm, low.vector(location))
+
+
+def _set_virtual(low: _Lowering, virtual: int, location: int, register: int) -> None:
+    """A value that waits for the end: under the mask into its home, else by name unless it may change or be an input."""
+    size, bit = low.size[virtual], 1 << virtual
+    if low.pinned & bit:
+        if location < 0:
+            bits, aux, _, _ = low.uniforms[~location]
+            low.emit(f"blend.u.{size}" if low.mask else f"fill.{size}", low._home(virtual, size), imm=bits, aux=aux)
+        else:
+            low.emit(f"{'blend' if low.mask else 'copy'}.{size}", low._home(virtual, size), location)
+    elif location >= PTR_INPUTS or low.pinned >> register & 1:
+        low.drop(bit)
+        low.loc[virtual] = low.alloc(size)
+        low.have |= bit
+        low.emit(f"copy.{size}", low.loc[virtual], location)
+    else:
+        _assign(low, virtual, size, location)
+
+
+def _const(low: _Lowering, instruction: tuple[int, ...], plan: p.Plan, wave: int) -> None:
+    _, dst, _, _, _, imm = instruction
+    _assign(low, dst, plan.size, low.uniform(low.program.constants[imm], 0, plan.size))
+
+
+def _param(low: _Lowering, instruction: tuple[int, ...], plan: p.Plan, wave: int) -> None:
+    _, dst, _, _, _, imm = instruction
+    _assign(low, dst, plan.size, low.uniform(0, imm + 1, plan.size))
+
+
+def _mov(low: _Lowering, instruction: tuple[int, ...], plan: p.Plan, wave: int) -> None:
+    _, dst, a, _, _, _ = instruction
+    location = low.loc[a]
+    if low.pinned >> a & 1 and not low.pinned >> dst & 1:
+        _define(low, dst, plan, wave, f"copy.{plan.size}", location)
+    elif dst != a:
+        _assign(low, dst, plan.size, location)
+
+
+def _select(low: _Lowering, instruction: tuple[int, ...], plan: p.Plan, wave: int) -> None:
+    _, dst, a, b, c, _ = instruction
+    la, lb, lc = low.loc[a], low.loc[b], low.vector(low.loc[c])
+    imm = aux = 0
+    name = plan.names[0]
+    if lb < 0 <= la:
+        name = plan.uniform_b[0]
+        imm, aux, _, _ = low.uniforms[~lb]
+        lb = 0
+    elif la < 0 <= lb:
+        name = plan.uniform_a[0]
+        imm, aux, _, _ = low.uniforms[~la]
+        la = 0
+    else:
+        la, lb = low.vector(la), low.vector(lb)
+    _define(low, dst, plan, wave, name, la, lb, lc, imm, aux)
+
+
+def _table_get(low: _Lowering, instruction: tuple[int, ...], plan: p.Plan, wave: int) -> None:
+    _, dst, a, _, _, imm = instruction
+    name = f"table_get.{low.program.tables[imm].dtype.name}" + (".masked" if low.mask else "")
+    _define(low, dst, plan, wave, name, low.vector(low.loc[a]), imm=imm)
+
+
+def _index(low: _Lowering, instruction: tuple[int, ...], plan: p.Plan, wave: int) -> None:
+    _define(low, instruction[1], plan, wave, "index")
+
+
+def _atomic(low: _Lowering, instruction: tuple[int, ...], plan: p.Plan, wave: int) -> None:
+    _, _, a, b, _, imm = instruction
+    la, lb = low.vector(low.loc[a]), low.vector(low.loc[b])
+    low.emit(plan.names[0] + (".masked" if low.mask else ""), 0, la, lb, imm=imm)
+
+
+def _acc(low: _Lowering, instruction: tuple[int, ...], plan: p.Plan, wave: int) -> None:
+    _, _, a, _, _, imm = instruction
+    acc = low.program.accumulators[imm]
+    name = plan.op.name + (".update" if imm in low.partial else "") + (".masked" if low.mask else "")
+    aux = acc.bins if acc.kind is AccKind.histogram else 0
+    low.emit(name, 0, low.vector(low.loc[a]), imm=imm, aux=aux)
+
+
+def _emit(low: _Lowering, instruction: tuple[int, ...], plan: p.Plan, wave: int) -> None:
+    _, _, a, _, _, imm = instruction
+    waiting = low.flags.get(imm)
+    if waiting is None:
+        dtype = low.program.emits[imm].dtype
+        low.emit(p.emit_name(dtype, "masked" if low.mask else "all"), 0, low.vector(low.loc[a]), imm=imm)
+        return
+    value, flag = waiting
+    _set_virtual(low, value, low.loc[a], a)
+    low.emit("blend.u.4" if low.mask else "fill.4", low.loc[flag], imm=1)
+
+
+def _if(low: _Lowering, instruction: tuple[int, ...], plan: p.Plan, wave: int) -> None:
+    nested = low.mask > 0
+    low.mask += LANES
+    record = low.emit("if.nested" if nested else "if", 0, low.vector(low.loc[instruction[2]]))
+    low.blocks.append((record, 0))
+
+
+def _else(low: _Lowering, instruction: tuple[int, ...], plan: p.Plan, wave: int) -> None:
+    opener, _ = low.blocks.pop()
+    record = low.emit("else.nested" if low.mask > LANES else "else")
+    low.aim(opener, record)
+    low.blocks.append((record, 0))
+
+
+def _loop(low: _Lowering, instruction: tuple[int, ...], plan: p.Plan, wave: int) -> None:
+    nested = low.mask > 0
+    low.mask += LANES
+    homes = (
+        low.homes[low.pc] & ~low.have
+    )  # a slot taken further on may be scratch of an earlier instruction of the body
+    while homes:
+        register = homes.bit_length() - 1
+        homes ^= 1 << register
+        low._home(register, low.size[register])
+    record = low.emit("loop.nested" if nested else "loop")
+    low.blocks.append((record, 1))
+
+
+def _br_if(low: _Lowering, instruction: tuple[int, ...], plan: p.Plan, wave: int) -> None:
+    record = low.emit("br_if", 0, low.vector(low.loc[instruction[2]]))
+    low.aim(record, low.blocks[-1][0] + 1)
+
+
+def _end(low: _Lowering, instruction: tuple[int, ...], plan: p.Plan, wave: int) -> None:
+    opener, loop = low.blocks.pop()
+    low.mask -= LANES
+    if not loop:
+        low.aim(opener, len(low.out) // _FIELDS)
+
+
+def _unreachable(low: _Lowering, instruction: tuple[int, ...], plan: p.Plan, wave: int) -> None:
+    low.emit("unreachable.masked" if low.mask else "unreachable")
+
+
+def _nothing(low: _Lowering, instruction: tuple[int, ...], plan: p.Plan, wave: int) -> None:
+    pass
+
+
+def _return(low: _Lowering, instruction: tuple[int, ...], plan: p.Plan, wave: int) -> None:
+    for acc in low.partial:
+        low.emit("sum.close", imm=acc)
+    for stream, (value, flag) in low.flags.items():
+        dtype: MemType = low.program.emits[stream].dtype
+        low.emit(p.emit_name(dtype, "flagged"), 0, low.loc[value], low.loc[flag], imm=stream)
+    for output, virtual in low.deferred.items():
+        dtype = low.program.outputs[output].dtype
+        low.emit(p.store_name(dtype, False), PTR_OUTPUTS + output, low.vector(low.loc[virtual]))
+
+
+_OTHERS: Final = {
+    p.TRAPPING: _trapping, p.LOAD: _load, p.STORE: _store, p.CONST: _const, p.PARAM: _param, p.MOV: _mov, p.SELECT: _select,
+    p.TABLE_GET: _table_get, p.INDEX: _index, p.ATOMIC: _atomic, p.ACC: _acc, p.EMIT: _emit, p.IF: _if, p.ELSE: _else,
+    p.END: _end, p.LOOP: _loop, p.BR_IF: _br_if, p.UNREACHABLE: _unreachable, p.NOTHING: _nothing, p.RETURN: _return,
+}  # fmt: skip
