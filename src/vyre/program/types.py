@@ -11,10 +11,18 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final, Generic, NoReturn, TypeVar, overload
+from typing import TYPE_CHECKING, Final, Generic, NoReturn, TypeAlias, TypeVar, overload
 
 from vyre.errors import CompileError
 from vyre.program.opcodes import Access, MemType
+
+__all__ = [
+    "abs", "atomic", "bf16", "bitrev", "bits", "bool_", "bswap", "ceil", "clz", "copysign", "cos", "count",
+    "ctz", "emit", "exp", "f16", "f32", "f64", "floor", "fma", "fmod", "from_bits", "histogram", "i16", "i32",
+    "i32_sat", "i64", "i64_sat", "i8", "index", "log", "max", "min", "nearest", "popcount", "pow", "rotl",
+    "rotr", "sin", "sqrt", "sum", "table", "table_add", "table_and", "table_max", "table_min", "table_or",
+    "table_xor", "tanh", "trunc", "u16", "u32", "u32_sat", "u64", "u64_sat", "u8", "where",
+]  # fmt: skip
 
 _Number = TypeVar("_Number", bound=float)
 
@@ -59,9 +67,19 @@ class TableType:
 
 
 if TYPE_CHECKING:
-    i8 = u8 = i16 = u16 = i32 = u32 = i64 = u64 = int
-    f16 = bf16 = f32 = f64 = float
-    bool_ = builtins.bool
+    i8: TypeAlias = int
+    u8: TypeAlias = int
+    i16: TypeAlias = int
+    u16: TypeAlias = int
+    i32: TypeAlias = int
+    u32: TypeAlias = int
+    i64: TypeAlias = int
+    u64: TypeAlias = int
+    f16: TypeAlias = float
+    bf16: TypeAlias = float
+    f32: TypeAlias = float
+    f64: TypeAlias = float
+    bool_: TypeAlias = builtins.bool
 
     class table(Generic[_Number]):
         """A read-only table: ``t[i]`` gathers. The index is compared unsigned with the length; beyond it is a trap."""
