@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol
 
 from vyre.errors import EngineUnavailable
 
-PIPELINE: Final = "O3 loop-vectorize slp, brief, 1"
+PIPELINE: Final = "O3 loop-vectorize slp, brief, 2"
 """Part of every key: change it with anything below that changes what comes out of the same IR."""
 
 
@@ -71,12 +71,11 @@ class _Host:
         options.loop_interleaving = True
         options.loop_unrolling = True
         builder = self.llvm.create_pass_builder(self.machine, options)
-        if brief:
+        if brief:  # no combining of instructions: LLVM may choose any NaN, so it removes a fix-up where it can prove one
             passes = self.llvm.create_new_module_pass_manager()
             passes.add_always_inliner_pass()
             passes.add_global_dead_code_eliminate_pass()
             passes.add_sroa_pass()
-            passes.add_instruction_combine_pass()
             passes.add_simplify_cfg_pass()
         else:
             passes = builder.getModulePassManager()

@@ -77,7 +77,8 @@ last:
   %g = fadd <8 x double> %f, %f.far
   %g0 = extractelement <8 x double> %g, i64 0
   %g1 = extractelement <8 x double> %g, i64 1
-  %h = fadd double %g0, %g1
+  %h.raw = fadd double %g0, %g1
+  %h = call double @llvm.arithmetic.fence.f64(double %h.raw)
   %h.nan = fcmp uno double %h, %h
   %h.one = select i1 %h.nan, double 0x7FF8000000000000, double %h
   ret double %h.one
