@@ -317,6 +317,14 @@ def test_the_docstring_counts_the_instructions_of_the_body(name):
     assert count_ops(BODIES[name]) == (int(stated[1]), int(stated[2] or 0))
 
 
+def test_the_page_of_functions_states_their_counts_and_bounds():
+    page = (Path(__file__).parents[1] / "docs" / "functions.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(f\d\d\.\w+)` \| (\d+) \| (\d+) \| ([\w.]+) \| ([\d.]+) \|", page, re.M)
+    assert {row[0]: (int(row[1]), int(row[2])) for row in rows} == {name: count_ops(BODIES[name]) for name in NAMES}
+    for name, _, _, bound, seen in rows:
+        assert bound == "exact" or float(seen) <= float(bound) == BOUND[name]
+
+
 def test_the_coefficients_are_what_the_tool_computes():
     tool = Path(__file__).parents[1] / "tools" / "function_tables.py"
     written = subprocess.run([sys.executable, tool], capture_output=True, text=True, check=True, timeout=120).stdout
