@@ -51,6 +51,7 @@ from vyre.program.types import ScalarType, memory_type
 MAX_TEXT: Final = 1 << 16
 MAX_DEPTH: Final = 200
 _MAX_NUMBER: Final = 64  # characters of one number
+_MAX_NAME: Final = 255  # and of a name, as in VIR0
 
 _TOKEN: Final = re.compile(
     r"[A-Za-z_]\w*|0[xXbBoO]\w+|(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|\*\*|//|<<|>>|[<>=!]=|\S", re.ASCII
@@ -326,7 +327,7 @@ class _Compiler:
         """A name or a number met for the first time."""
         types = self.types
         what = MemType.f64 if types is None and token.isidentifier() else types.get(token) if types else None
-        if what is not None and token not in _KEYWORDS:
+        if what is not None and token not in _KEYWORDS and len(token) <= _MAX_NAME:
             memory = what if type(what) is MemType else what.memory if type(what) is ScalarType else memory_type(what)
             kind = MEMORY_KIND[memory]
             emitter = self.emitter
@@ -351,7 +352,7 @@ class _Compiler:
             raise Refusal(f"{token!r} is a function", f"call it: {token}(...)")
         elif token.isidentifier() and token not in _KEYWORDS:
             known = ", ".join(sorted(map(str, types or ()))[:20]) or "none"
-            raise Refusal(f"unknown name {token!r}", f"names with a type: {known}; functions are called")
+            raise Refusal(f"unknown name {token[:60]!r}", f"names with a type: {known}; functions are called")
         else:
             raise Refusal(*self._unexpected(token))
         self.names[token] = value

@@ -328,7 +328,7 @@ class Lowering:
             if n < 0 and ka in INTS:
                 raise Refusal(f"an integer to the power {n}", "cast it: f64(x)")
             return self._expand_power(a, n)
-        if ka in INTS and b & 15 in (*INTS, WEAK_INT):
+        if ka in (*INTS, WEAK_INT) and b & 15 in (*INTS, WEAK_INT):
             raise Refusal(
                 "'**' of integers with an exponent that is no literal of 0 to 64", "use floats, or multiply in a loop"
             )
