@@ -14,9 +14,9 @@ import threading
 from functools import cache
 from typing import Final
 
-from vyre.engines.cpu import jit, makers, results
+from vyre.engines.cpu import elementary, jit, makers, results
 from vyre.engines.cpu.makers import Maker
-from vyre.engines.cpu.skeleton import module
+from vyre.engines.cpu.skeleton import Made, module
 from vyre.engines.cpu.templates import fill
 from vyre.program.opcodes import OPCODES, Group, MemType, Nan, Op, Type
 
@@ -110,7 +110,7 @@ def _numeric(found: dict[str, tuple[str, Maker]]) -> None:
 
 
 def _data(found: dict[str, tuple[str, Maker]]) -> None:
-    found["return"] = ("core", lambda symbol: (fill("skeletons", "return", name=symbol), []))
+    found["return"] = ("core", lambda symbol: Made(fill("skeletons", "return", name=symbol), []))
     for size in (4, 8):
         found[f"copy.{size}"] = ("core", makers.copy(size))
         found[f"fill.{size}"] = ("core", makers.splat(size))
@@ -172,6 +172,9 @@ def catalogue() -> dict[str, tuple[str, Maker]]:
     _control(found)
     _results(found)
     _numeric(found)
+    for op in OPCODES:
+        if op.group is Group.function:
+            found[op.name] = (f"function.{op.name}", elementary.handler(op))
     return found
 
 

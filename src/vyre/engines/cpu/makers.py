@@ -13,11 +13,10 @@ from typing import Final
 
 from vyre.engines.cpu.abi import LANES
 from vyre.engines.cpu.primitives import LLVM, Body, body, function, memory_body, trap
-from vyre.engines.cpu.skeleton import BLOCK, Text, per_lane
+from vyre.engines.cpu.skeleton import BLOCK, Made, Text, per_lane
 from vyre.engines.cpu.templates import fill
 from vyre.program.opcodes import MemType, Op
 
-Made = tuple[str, list[Body]]
 Maker = Callable[[str], Made]
 """Called with the handler's symbol."""
 
@@ -45,9 +44,11 @@ def call(result: str, to: str, symbol: str, *args: tuple[str, str]) -> str:
     return f'  %e.{to} = call {result} @"{symbol}"({", ".join(f"{t} %{n}" for t, n in args)})'
 
 
-def elementwise(symbol: str, one: Body, args: tuple[str, ...], result: str, uniform: str = "") -> Made:
+def elementwise(
+    symbol: str, one: Body, args: tuple[str, ...], result: str, uniform: str = "", lanes: int = BLOCK
+) -> Made:
     """result[i] := one(a[i], b[i], c[i]); operands named in ``uniform`` are the same for all lanes."""
-    text = Text(symbol)
+    text = Text(symbol, lanes)
     text.bodies.append(one)
     element, values = [], []
     for x, type_ in zip("abc", args, strict=False):
@@ -308,20 +309,27 @@ def gather_body(type_: str, masked: bool) -> Body:
     """value of ``type_`` at index a of the table; masked: zero, and no access, where the lane is not active."""
     size, symbol = _BYTES[type_], f"body.gather.{type_}" + (".masked" if masked else "")
     scalar = fill("results", "gather.masked" if masked else "gather", T=type_, A=size)
-    on = ", i1 %on" if masked else ""
-    wide_on = f", <{BLOCK} x i1> %on" if masked else ""
-    head = f"define internal <{BLOCK} x {type_}>"
-    wide = fill("results", "gather.wide", T=type_, A=size, lanes=BLOCK, on="%on" if masked else "splat (i1 true)")
-    return Body(
-        symbol,
-        f'define internal {type_} @"{symbol}"(ptr %table, i64 %a{on}) #1 {{\n{scalar}\n}}\n',
-        (_gather_declaration(type_),),
-        f'{head} @"{symbol}.v{BLOCK}"(ptr %table, <{BLOCK} x i64> %a{wide_on}) #1 {{\n{wide}\n}}\n',
-    )
+
+    def wide(lanes: int) -> str:
+        mask = "%on" if masked else "splat (i1 true)"
+        given = f", <{lanes} x i1> %on" if masked else ""
+        text = fill("results", "gather.wide", T=type_, A=size, lanes=lanes, on=mask)
+        args = f"ptr %table, <{lanes} x i64> %a{given}"
+        return f'define internal <{lanes} x {type_}> @"{symbol}.v{lanes}"({args}) #1 {{\n{text}\n}}\n'
+
+    given = ", i1 %on" if masked else ""
+    head = f'define internal {type_} @"{symbol}"(ptr %table, i64 %a{given}) #1'
+    return Body(symbol, f"{head} {{\n{scalar}\n}}\n", (_gather_declaration(type_),), wide)
 
 
 def _gather_declaration(type_: str) -> Body:
-    return Body(f"declare.gather.{type_}", "", (), fill("results", "gather.declare", T=type_, lanes=BLOCK) + "\n")
+    """The intrinsic as it was when alignment was an operand: later LLVMs rewrite the declared form, not an implied one."""
+    return Body(
+        f"declare.gather.{type_}",
+        "",
+        (),
+        lambda lanes: fill("results", "gather.declare", T=type_, lanes=lanes) + "\n",
+    )
 
 
 def table_get(dtype: MemType, masked: bool) -> Maker:

@@ -6,6 +6,7 @@ Owns: which body an instruction has and with what types. Leaves to others: the b
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
 from vyre.engines.cpu.templates import fill, has
@@ -33,13 +34,13 @@ class Body(NamedTuple):
         symbol: its name, local to the module.
         text: its definition.
         needs: bodies that it calls.
-        wide: the same over vectors; "" when it is what widening makes of the text.
+        wide: makes the same over vectors of so many lanes; None when widening the text does.
     """
 
     symbol: str
     text: str
     needs: tuple[Body, ...] = ()
-    wide: str = ""
+    wide: Callable[[int], str] | None = None
 
 
 def function(symbol: str, args: tuple[str, ...], result: str, text: str, value: str = "%r") -> str:
@@ -136,7 +137,7 @@ def memory_body(section: str, arg: str, result: str) -> Body:
     return Body(symbol, function(symbol, (arg,), result, fill("bodies", section, T=arg, R=result)))
 
 
-def gather(bodies: list[Body]) -> list[Body]:
+def gather(bodies: Iterable[Body]) -> list[Body]:
     """``bodies`` and all they call, each once, callees first."""
     found: dict[str, Body] = {}
 

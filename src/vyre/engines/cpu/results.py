@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from vyre.engines.cpu.makers import INTEGER, Made, Maker, call, fetch, fetch_mask, narrow_body
+from vyre.engines.cpu.makers import INTEGER, Maker, call, fetch, fetch_mask, narrow_body
 from vyre.engines.cpu.primitives import LLVM, Body, body, nan_fix
-from vyre.engines.cpu.skeleton import BLOCK, Text, per_lane, widen
+from vyre.engines.cpu.skeleton import BLOCK, Made, Text, per_lane, widen
 from vyre.engines.cpu.templates import fill
 from vyre.program.opcodes import BY_NAME, Type
 
@@ -106,7 +106,7 @@ def extreme(t: Type, verb: str, masked: bool) -> Maker:
 
 def _tree(t: Type) -> Body:
     loads = "\n".join(fill("results", f"tree.load.{t.name}", j=j, offset=128 * j) for j in range(8))
-    return Body(f"body.tree.{t.name}", fill("results", "tree", N=t.name, loads=loads) + "\n", (), "\n")
+    return Body(f"body.tree.{t.name}", fill("results", "tree", N=t.name, loads=loads) + "\n", (), lambda _: "")
 
 
 def _widened(t: Type) -> str:
@@ -218,7 +218,7 @@ def emit(kind: str, size: int, how: str) -> Maker:
 
     def make(symbol: str) -> Made:
         one, arg, result = narrow_body(kind, size)
-        text = Text(symbol)
+        text = Text(symbol, BLOCK if how == "all" else 8 if size == 8 else 16)
         text.bodies.append(one)
         if how == "masked":
             text.section("mask")
@@ -238,14 +238,10 @@ def emit(kind: str, size: int, how: str) -> Maker:
             text.operand("b")
             on = fetch("b", "i32") + "\n  %e.on = icmp ne i32 %e.b, 0"
         element_text = "\n".join([fetch("a", arg), on, call(result, "r", one.symbol, (arg, "e.a"))])
-        lanes = 8 if size == 8 else 16
-        # The compaction loop has shorter vectors than the others: its own names, its own widened body.
-        narrow = Body(one.symbol, one.text, one.needs, widen(one.text) + widen(one.text, lanes))
-        text.bodies = [narrow]
-        wide = widen(element_text, lanes).replace("%e.i", "%i").replace("%e.", "%w.")
+        wide = widen(element_text, text.lanes).replace("%e.i", "%i").replace("%e.", "%w.")
         _, single = per_lane(element_text, "x")
         single = single.replace("%x.s.i", "%j").replace("%x.s.", "%s.")
-        text.section_of("results", "compact", lanes=lanes, T=result, N=result, A=size, wide=wide, single=single)
+        text.section_of("results", "compact", lanes=text.lanes, T=result, N=result, A=size, wide=wide, single=single)
         return text.finish()
 
     return make

@@ -10,7 +10,8 @@ such vectors into its own, and it compiles in a third of the time. Lanes that do
 from __future__ import annotations
 
 import re
-from typing import Final
+from collections.abc import Sequence
+from typing import Final, NamedTuple
 
 from vyre.engines.cpu.abi import OP_A, OP_B, OP_C, OP_DST
 from vyre.engines.cpu.primitives import Body, gather
@@ -64,50 +65,40 @@ def _widen_line(line: str, lanes: int) -> str:
     return wide
 
 
-def module(handlers: list[tuple[str, list[Body]]]) -> str:
+def module(handlers: Sequence[Made]) -> str:
     """A module of handlers and of the bodies that they call, scalar and wide."""
-    bodies = gather([one for _, needed in handlers for one in needed])
-    parts = [one.text + (one.wide or widen(one.text)) for one in bodies]
-    parts += [text for text, _ in handlers]
-    return "\n".join(parts) + MODULE_END
+    scalar: dict[str, str] = {}
+    wide: dict[tuple[str, int], str] = {}
+    for made in handlers:
+        for one in gather(made.bodies):
+            scalar[one.symbol] = one.text
+            if (one.symbol, made.lanes) not in wide:
+                wide[one.symbol, made.lanes] = one.wide(made.lanes) if one.wide else widen(one.text, made.lanes)
+    return "\n".join([*scalar.values(), *wide.values(), *(made.text for made in handlers)]) + MODULE_END
 
 
-def per_lane(element: str, label: str) -> tuple[str, str]:
+def per_lane(element: str, label: str, lanes: int = BLOCK) -> tuple[str, str]:
     """The wide and the scalar form of what an element does, with names that are unique to the loop ``label``."""
-    wide = widen(element).replace("%e.", f"%{label}.v.").replace("%u.", "%uv.")
+    wide = widen(element, lanes).replace("%e.", f"%{label}.v.").replace("%u.", "%uv.")
     single = element.replace("%e.", f"%{label}.s.").replace("%u.", "%us.")
     return wide, single
 
 
-def lanes(element: str, *, label: str = "each", start: str = "entry", n: str = "%n") -> str:
-    """A loop over ``n`` lanes that does ``element`` to each and goes on at block ``<label>.end``."""
-    wide, single = per_lane(element, label)
-    return fill("skeletons", "lanes", L=label, **{"from": start}, n=n, lanes=BLOCK, wide=wide, single=single)
+class Made(NamedTuple):
+    """A handler's text, the bodies that it calls, and how many lanes wide it calls them."""
 
-
-def lanes_split(wide: str, single: str, *, label: str = "each", start: str = "entry", n: str = "%n") -> str:
-    """The same from two forms, for an element that knows its position."""
-    return fill("skeletons", "lanes", L=label, **{"from": start}, n=n, lanes=BLOCK, wide=wide, single=single)
-
-
-def reduction(
-    element: str, type_: str, zero: str, reduce: str, *, label: str, start: str = "entry", n: str = "%n"
-) -> str:
-    """A loop that carries %e.acc of ``type_`` from ``zero`` to %e.acc.next; all lanes' are in %<label>.result."""
-    wide, single = per_lane(element, label)
-    suffix = {"float": "f32", "double": "f64"}.get(type_, type_)
-    return fill(
-        "skeletons", "lanes.carry", L=label, **{"from": start}, n=n, lanes=BLOCK, wide=wide, single=single, T=type_,
-        N=suffix, zero=zero, reduce=reduce,
-    )  # fmt: skip
+    text: str
+    bodies: list[Body]
+    lanes: int = BLOCK
 
 
 class Text:
-    """The text of one handler, from open to leave."""
+    """The text of one handler, from open to leave. Its vectors have ``lanes`` lanes."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, lanes: int = BLOCK) -> None:
         self.parts = [fill("skeletons", "open", name=name)]
         self.bodies: list[Body] = []
+        self.lanes = lanes
         self.before = "entry"
         self.n = "%n"
 
@@ -122,7 +113,7 @@ class Text:
 
     def splat(self, x: str, type_: str) -> None:
         """%uv.x from %us.x."""
-        self.parts.append(fill("skeletons", "splat", x=x, T=type_, lanes=BLOCK))
+        self.parts.append(fill("skeletons", "splat", x=x, T=type_, lanes=self.lanes))
 
     def section(self, name: str, **values: object) -> None:
         self.parts.append(fill("skeletons", name, **values))
@@ -134,15 +125,21 @@ class Text:
         self.parts.append(text)
 
     def loop(self, element: str, label: str = "each") -> None:
-        self.parts.append(lanes(element, label=label, start=self.before, n=self.n))
-        self.before = f"{label}.end"
+        """Do ``element`` to each lane and go on after the loop."""
+        self.loop_split(*per_lane(element, label, self.lanes), label)
 
     def loop_split(self, wide: str, single: str, label: str = "each") -> None:
-        self.parts.append(lanes_split(wide, single, label=label, start=self.before, n=self.n))
+        """The same from two forms, for an element that knows its position."""
+        values = {"from": self.before, "n": self.n, "lanes": self.lanes, "wide": wide, "single": single}
+        self.section("lanes", L=label, **values)
         self.before = f"{label}.end"
 
     def reduce(self, element: str, type_: str, zero: str, how: str, label: str) -> None:
-        self.parts.append(reduction(element, type_, zero, how, label=label, start=self.before, n=self.n))
+        """A loop that carries %e.acc of ``type_`` from ``zero`` to %e.acc.next; all lanes' are in %<label>.result."""
+        wide, single = per_lane(element, label, self.lanes)
+        suffix = {"float": "f32", "double": "f64"}.get(type_, type_)
+        values = {"from": self.before, "n": self.n, "lanes": self.lanes, "wide": wide, "single": single}
+        self.section("lanes.carry", L=label, T=type_, N=suffix, zero=zero, reduce=how, **values)
         self.before = f"{label}.end"
 
     def trap(self, fetch: str, bad: str, code: str) -> None:
@@ -160,12 +157,12 @@ class Text:
         self.section("trap", find=find, code=codes)
         self.before, self.n = "go", "%n.left"
 
-    def leave(self) -> tuple[str, list[Body]]:
+    def leave(self) -> Made:
         """The end: on to the next op."""
         self.parts.append("  br label %leave")
         return self.finish()
 
-    def finish(self) -> tuple[str, list[Body]]:
+    def finish(self) -> Made:
         """The end, when the last section has branched to %leave itself."""
         self.parts.append(fill("skeletons", "leave"))
-        return "\n".join(self.parts) + "\n", self.bodies
+        return Made("\n".join(self.parts) + "\n", self.bodies, self.lanes)
