@@ -454,6 +454,8 @@ def compile_expression(
     name: str = "expression",
 ) -> Program:
     """The program of an expression, not yet verified and never cached. See ``expression`` for the arguments."""
+    if not isinstance(text, str):
+        raise CompileError(f"<expression>:1:1: the text is {type(text).__name__}, not str")
     if len(text) > MAX_TEXT:
         raise CompileError(f"<expression>:1:1: {len(text)} characters; at most {MAX_TEXT}", fix="split the expression")
     if not text.isascii():
@@ -507,9 +509,7 @@ def expression(
     try:
         key = (text, None if types is None else tuple(types.items()), tuple(params), max_instructions, limit, name)
         found = _CACHE.get(key)
-    except TypeError:  # a type that does not hash, or a text that is none
-        if not isinstance(text, str):
-            raise CompileError(f"<expression>:1:1: the text is {type(text).__name__}, not str") from None
+    except (TypeError, AttributeError):  # types that do not hash, or are no mapping
         key, found = None, None
     if found is None:
         program = compile_expression(
