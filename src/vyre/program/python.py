@@ -83,12 +83,17 @@ def compile_function(
             f"{file}:{tree.lineno}:{tree.col_offset + 1}: the types of the variables do not settle",
             fix="annotate them: v: vyre.f32 = 0.0",
         )
+    line: int | None = None
     try:
         found = CompiledFunction(body.program(name or function.__name__, fuel))
-        assert found.verified.program is found.program
+        try:
+            assert found.verified
+        except VerifyError as error:
+            line = None if error.pc is None else found.program.line_of(error.pc)
+            raise
     except VerifyError as error:
-        line = tree.lineno
-        raise CompileError(f"{file}:{line}:{tree.col_offset + 1}: {error.message}", fix=error.fix) from None
+        column = 1 if line else tree.col_offset + 1
+        raise CompileError(f"{file}:{line or tree.lineno}:{column}: {error.message}", fix=error.fix) from None
     functools.update_wrapper(found, function)
     return found
 

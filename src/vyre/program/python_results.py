@@ -81,6 +81,7 @@ class Results(Values):
         self.outputs: dict[str, MemType] = {}
         self.accumulators: dict[str, tuple[AccKind, MemType, int]] = {}
         self.emits: dict[str, MemType] = {}
+        self.updates: dict[str, str] = {}
         self.emitted: frozenset[str] = frozenset()
         self.return_type: MemType | None = None
 
@@ -213,7 +214,7 @@ class Results(Values):
                 self.found[key_name] = MEMORY_KIND[memory]
                 kind = value & 15
                 source = pairs[name]
-                if kind >= WEAK_INT and isinstance(source, ast.Name) and source.id in self.found:
+                if isinstance(source, ast.Name) and self.found.get(source.id, 0) >= WEAK_INT:
                     self.join(source.id, MEMORY_KIND[memory])  # a counter from 0 is what the result is declared as
                 if (
                     self.final
@@ -359,6 +360,11 @@ class Results(Values):
         if table.access is not Access.atomic:
             self.node = first
             raise Refusal(f"table {name!r} is read-only", "declare it: t: vyre.atomic[vyre.i64]")
+        if self.updates.setdefault(name, verb) != verb:
+            raise Refusal(
+                f"table {name!r} is updated by table_{self.updates[name]} elsewhere",
+                "use one table for each kind of update",
+            )
         place = self.position(self.value(call.args[1]))
         value = self.value(call.args[2])
         self.node = call.args[2]
