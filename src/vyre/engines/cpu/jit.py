@@ -97,6 +97,12 @@ def _the_host() -> _Host:
     return _host
 
 
+def host_cpu() -> str:
+    """LLVM's name of this machine's processor, as ``znver4``."""
+    with _lock:
+        return _the_host().cpu
+
+
 def object_key(ir_text: str, *, brief: bool = False) -> bytes:
     """Store key of the object file of ``ir_text`` on this machine with this LLVM: 32 bytes."""
     with _lock:

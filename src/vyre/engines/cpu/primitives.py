@@ -76,8 +76,19 @@ def section_of(op: Op) -> tuple[str, dict[str, str]]:
             return name, values
     for name in ("trunc_sat", "trunc", "convert", "extend"):
         if verb.startswith(name + "_"):
+            if name.startswith("trunc"):
+                values.update(_limits(op))
             return f"{name}_{verb[-1]}", values
     raise KeyError(op.name)
+
+
+def _limits(op: Op) -> dict[str, str]:
+    """What a truncation to integer accepts, and what it saturates to."""
+    assert op.result is not None
+    sign, bits = op.name[-1], 8 * op.result.size
+    p, low, high = _LIMITS[op.result, sign, op.args[0]]
+    least, greatest = (-(1 << bits - 1), (1 << bits - 1) - 1) if sign == "s" else (0, -1)
+    return {"P": p, "LOW": low, "HIGH": high, "LEAST": str(least), "GREATEST": str(greatest)}
 
 
 def types(t: Type, result: Type | None) -> dict[str, str]:
@@ -116,9 +127,7 @@ def trap(op: Op) -> tuple[Body, Body]:
     values = types(op.args[0], op.result)
     verb = op.name.partition(".")[2]
     if verb.startswith("trunc"):
-        assert op.result is not None
-        p, low, high = _LIMITS[op.result, verb[-1], op.args[0]]
-        values.update(P=p, LOW=low, HIGH=high)
+        values.update(_limits(op))
         sections = "trunc.trap", "trunc.code"
     else:
         name = "div_s" if verb == "div_s" else "zero"

@@ -13,6 +13,7 @@ import re
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+from vyre.engines.cpu import jit
 from vyre.engines.cpu.abi import OP_A, OP_B, OP_C, OP_DST
 from vyre.engines.cpu.primitives import Body, gather
 from vyre.engines.cpu.templates import fill
@@ -29,12 +30,22 @@ _TOKEN: Final = re.compile(
 )
 _SUFFIX: Final = re.compile(r"\.([if]\d+)\b")
 
-MODULE_END: Final = """
-attributes #0 = { nounwind "no-builtins" }
-attributes #1 = { alwaysinline nounwind }
+_MODULE_END: Final = """
+attributes #0 = { nounwind "no-builtins"$WIDTH }
+attributes #1 = { alwaysinline nounwind$WIDTH }
+attributes #2 = { noinline nounwind "no-builtins"$WIDTH }
 !0 = distinct !{!0, !{!"llvm.loop.vectorize.enable", i1 false}, !{!"llvm.loop.unroll.disable"}}
 !1 = !{!"branch_weights", i32 1, i32 1000}
 """
+
+_HALF_WIDTH: Final = ' "prefer-vector-width"="256" "min-legal-vector-width"="0"'
+"""For cores that run a 512-bit instruction as two halves: as fast in the first-level cache, and 15 % faster from memory
+(a + b over 4 Mi f32 on a Zen 4: 1.21 ms with zmm, 1.06 ms with ymm)."""
+
+
+def module_end() -> str:
+    """Attributes and metadata that every module needs, for this machine."""
+    return _MODULE_END.replace("$WIDTH", _HALF_WIDTH if jit.host_cpu() == "znver4" else "")
 
 
 def widen(text: str, lanes: int = BLOCK) -> str:
@@ -74,7 +85,7 @@ def module(handlers: Sequence[Made]) -> str:
             scalar[one.symbol] = one.text
             if (one.symbol, made.lanes) not in wide:
                 wide[one.symbol, made.lanes] = one.wide(made.lanes) if one.wide else widen(one.text, made.lanes)
-    return "\n".join([*scalar.values(), *wide.values(), *(made.text for made in handlers)]) + MODULE_END
+    return "\n".join([*scalar.values(), *wide.values(), *(made.text for made in handlers)]) + module_end()
 
 
 def per_lane(element: str, label: str, lanes: int = BLOCK) -> tuple[str, str]:

@@ -193,10 +193,23 @@
   %r = fpext $T %a to $R
 ;; reinterpret
   %r = bitcast $T %a to $R
+; What conversion yields out of range is not used. (llvm.fptosi.sat becomes scalar code on x86-64.)
 ;; trunc_sat_s
-  %r = call $R @llvm.fptosi.sat.$R.$N($T %a)
+  %c = fptosi $T %a to $R
+  %low = fcmp $P $T %a, $LOW
+  %high = fcmp olt $T %a, $HIGH
+  %nan = fcmp uno $T %a, %a
+  %x = select i1 %low, $R %c, $R $LEAST
+  %y = select i1 %high, $R %x, $R $GREATEST
+  %r = select i1 %nan, $R 0, $R %y
 ;; trunc_sat_u
-  %r = call $R @llvm.fptoui.sat.$R.$N($T %a)
+  %c = fptoui $T %a to $R
+  %low = fcmp $P $T %a, $LOW
+  %high = fcmp olt $T %a, $HIGH
+  %nan = fcmp uno $T %a, %a
+  %x = select i1 %low, $R %c, $R $LEAST
+  %y = select i1 %high, $R %x, $R $GREATEST
+  %r = select i1 %nan, $R 0, $R %y
 ;; trunc_s
   %r = fptosi $T %a to $R
 ;; trunc_u
