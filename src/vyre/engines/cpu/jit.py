@@ -71,7 +71,9 @@ class _Host:
         options.loop_interleaving = True
         options.loop_unrolling = True
         builder = self.llvm.create_pass_builder(self.machine, options)
-        if brief:  # no combining of instructions: LLVM may choose any NaN, so it removes a fix-up where it can prove one
+        if (
+            brief
+        ):  # no combining of instructions: LLVM may choose any NaN, so it removes a fix-up where it can prove one
             passes = self.llvm.create_new_module_pass_manager()
             passes.add_always_inliner_pass()
             passes.add_global_dead_code_eliminate_pass()
@@ -101,6 +103,12 @@ def host_cpu() -> str:
     """LLVM's name of this machine's processor, as ``znver4``."""
     with _lock:
         return _the_host().cpu
+
+
+def host_has(feature: str) -> bool:
+    """Whether this machine has a feature by LLVM's name, as ``avx512vl``."""
+    with _lock:
+        return f"+{feature}" in _the_host().features.split(",")
 
 
 def object_key(ir_text: str, *, brief: bool = False) -> bytes:

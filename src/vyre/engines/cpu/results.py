@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from vyre.engines.cpu import jit
 from vyre.engines.cpu.makers import INTEGER, Maker, call, fetch, fetch_mask, narrow_body
 from vyre.engines.cpu.primitives import LLVM, Body, body, nan_fix
 from vyre.engines.cpu.skeleton import BLOCK, Made, Text, per_lane, widen
@@ -213,12 +214,22 @@ def histogram(masked: bool) -> Maker:
     return make
 
 
+_COMPRESS_LANES: Final = {1: 16, 2: 16, 4: 8, 8: 4}
+"""Lanes that one compress instruction takes: never a vector that LLVM would have to split, which LLVM 22 does wrongly
+(it stores the second half with an aligned store at any address)."""
+
+
+def _can_compress(size: int) -> bool:
+    """Whether this machine compresses vectors of ``size`` bytes in one instruction."""
+    return jit.host_has("avx512vl") and (size >= 4 or jit.host_has("avx512vbmi2"))
+
+
 def emit(kind: str, size: int, how: str) -> Maker:
     """Append narrowed lanes of a to the tile's segment. ``how``: all lanes, those of the mask, or those where b != 0."""
 
     def make(symbol: str) -> Made:
         one, arg, result = narrow_body(kind, size)
-        text = Text(symbol, BLOCK if how == "all" else 8 if size == 8 else 16)
+        text = Text(symbol, BLOCK if how == "all" else _COMPRESS_LANES[size])
         text.bodies.append(one)
         if how == "masked":
             text.section("mask")
@@ -241,7 +252,11 @@ def emit(kind: str, size: int, how: str) -> Maker:
         wide = widen(element_text, text.lanes).replace("%e.i", "%i").replace("%e.", "%w.")
         _, single = per_lane(element_text, "x")
         single = single.replace("%x.s.i", "%j").replace("%x.s.", "%s.")
-        text.section_of("results", "compact", lanes=text.lanes, T=result, N=result, A=size, wide=wide, single=single)
+        if _can_compress(size):
+            text.section_of("results", "compact", lanes=text.lanes, T=result, N=result, A=size, wide=wide)
+        else:
+            text.section_of("results", "compact.none")
+        text.section_of("results", "compact.rest", T=result, A=size, single=single)
         return text.finish()
 
     return make

@@ -268,11 +268,19 @@ $wide
   %i.more = icmp ult i64 %i.next, %whole
   br i1 %i.more, label %block, label %rest
 rest:
+  %start = phi i64 [ 0, %entry ], [ %whole, %block ]
   %far = phi i64 [ 0, %entry ], [ %at.next, %block ]
-  %done = icmp eq i64 %whole, %n
+;; compact.none
+  br label %rest
+rest:
+  %start = phi i64 [ 0, %entry ]
+  %far = phi i64 [ 0, %entry ]
+; The lanes that are left, or all of them where the machine has no instruction for it.
+;; compact.rest
+  %done = icmp eq i64 %start, %n
   br i1 %done, label %counted, label %one
 one:
-  %j = phi i64 [ %whole, %rest ], [ %j.next, %one ]
+  %j = phi i64 [ %start, %rest ], [ %j.next, %one ]
   %to = phi i64 [ %far, %rest ], [ %to.next, %one ]
 $single
   %one.at = getelementptr $T, ptr %d.base, i64 %to
