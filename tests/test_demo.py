@@ -108,8 +108,8 @@ def test_the_demo_prints_engine_way_speed_and_checked_answers(tmp_path: Path, en
     again = vyre_demo("--rows", ROWS, "--dir", tmp_path, "--engine", engine, "--json")
     assert "written before" in again.stderr
     answer = json.loads(again.stdout)
-    assert [each["program"] for each in answer["runs"]] == ["q6", "histogram"]
-    assert [each["wrong"] for each in answer["runs"]] == ["", ""]
+    assert [each["program"] for each in answer["runs"]] == ["q6", "q6", "histogram", "histogram"]
+    assert {each["wrong"] for each in answer["runs"]} == {""}
     assert answer["runs"][0]["report"]["elements"] == ROWS
 
 
