@@ -76,7 +76,9 @@ class Machine:
         ):  # fmt: skip
             self.ctx[offset // 8] = value.ctypes.data
         self.ctx[abi.CTX_FUEL // 8] = program.fuel
-        self.code = {name: zeros(len(code), np.uint8) for name, code in (("before", form.prologue), ("body", form.body))}
+        self.code = {
+            name: zeros(len(code), np.uint8) for name, code in (("before", form.prologue), ("body", form.body))
+        }
         self.code["before"][:] = np.frombuffer(form.prologue, np.uint8)
         self.code["body"][:] = np.frombuffer(form.body, np.uint8)
 
