@@ -1,0 +1,77 @@
+// A warp's private shared memory: frame, code window, uniform slots, block stack, accumulators, register planes.
+//
+// A plane holds 32 bits of one register for all elements of a pass: 8 elements a lane as two vectors of four, so that
+// every access is 16 bytes a lane without bank conflicts. A 64-bit register is two planes. `width` lanes (32, 16, .. 1)
+// carry elements: the widest for which the program's planes fit, chosen per item from its live set.
+#pragma once
+#include "order.cuh"
+#include "vir0.cuh"
+
+extern __shared__ __align__(16) unsigned char shared_bytes[];
+#define SHARED(T, at) (*(T*)(shared_bytes + (at)))
+
+struct Frame {
+  u64 program, binding;  // device addresses
+  u64 acc;               // of the accumulators' descriptors; those of emits follow
+  u64 base;              // global index of position 0
+  u64 end;               // global index behind the item's last element
+  u64 pass;              // global index of the pass's first element
+  u64 fault;             // lowest trap so far, NO_FAULT when none
+  u64 deadline;          // device clock at which a tile's loops are stopped
+  u64 results, tile_sums, emit_counts, scratch, heap;
+  u64 operands;          // device address of the operand array
+  u64 pool;              // device address of constants reached by index
+  u64 records;           // device address of the code
+  u32 code_at, slot_at, stack_at, lane_at, kept_at, plane_at, io_at;
+  u32 width, page, record_count, fuel, fuel_plane;
+  u32 io, tables, accumulators, emits, float_sums, slots, constant_slots, tiles;
+  u32 program_flags, binding_unit;
+};
+static_assert(sizeof(Frame) <= FRAME_BYTES, "abi.FRAME_BYTES");
+#define REFUSED(code) (1ull << 63 | (code))  // an engine's refusal: above every trap, no place
+#define NO_FAULT 0xFFFFFFFFFFFFFFFFull
+
+// 32-bit registers: two vectors of four elements. 64-bit ones: four vectors of two, so that 64-bit arithmetic finds its
+// register pairs where a load puts them.
+D void read8(u32* v, u32 at, u32 step) {
+  uint4 p = SHARED(uint4, at), q = SHARED(uint4, at + step);
+  v[0] = p.x; v[1] = p.y; v[2] = p.z; v[3] = p.w;
+  v[4] = q.x; v[5] = q.y; v[6] = q.z; v[7] = q.w;
+}
+D void write8(const u32* v, u32 at, u32 step) {
+  SHARED(uint4, at) = make_uint4(v[0], v[1], v[2], v[3]);
+  SHARED(uint4, at + step) = make_uint4(v[4], v[5], v[6], v[7]);
+}
+D void read8(u64* v, u32 at, u32 step) {
+#pragma unroll
+  for (u32 k = 0; k < 4; ++k) {
+    ulonglong2 p = SHARED(ulonglong2, at + k * step);
+    v[2 * k] = p.x; v[2 * k + 1] = p.y;
+  }
+}
+D void write8(const u64* v, u32 at, u32 step) {
+#pragma unroll
+  for (u32 k = 0; k < 4; ++k) SHARED(ulonglong2, at + k * step) = make_ulonglong2(v[2 * k], v[2 * k + 1]);
+}
+// Place of element j of this lane, from the address of the register's first vector.
+D u32 place32(u32 at, u32 step, u32 j) { return at + (j & 3) * 4 + (j >> 2) * step; }
+D u32 place64(u32 at, u32 step, u32 j) { return at + (j & 1) * 8 + (j >> 1) * step; }
+
+// Code of one page into the window, operands turned into addresses: every lane does its own records.
+D void load_page(Frame& f, u32 base_at, u32 page, u32 lane) {
+  const uint4* from = (const uint4*)f.records + (u64)page * WINDOW;
+  u32 count = min((u32)WINDOW, f.record_count - page * WINDOW);
+  u32 plane = f.plane_at - base_at, slot = f.slot_at - base_at, bytes = f.width * 32;
+  __syncwarp();
+  for (u32 i = lane; i < count; i += 32) {
+    uint4 r = from[i];
+#define PLACE(o) (((o) & UNIFORM) ? slot + ((o) & 0x7FFF) * 16 : plane + (o) * bytes + 1)
+    if (r.x & PLACE_B) r.y = base_at + PLACE(r.y);
+    if (r.x & PLACE_A) r.z = (r.z & 0xFFFF0000u) | PLACE(r.z & 0xFFFF);
+    if (r.x & PLACE_D) r.z = (r.z & 0xFFFF) | PLACE(r.z >> 16) << 16;
+    if (r.x & PLACE_C) r.w = (r.w & 0xFFFF0000u) | PLACE(r.w & 0xFFFF);
+    SHARED(uint4, f.code_at + 16 * i) = r;
+  }
+  if (lane == 0) f.page = page;
+  __syncwarp();
+}

@@ -1,0 +1,214 @@
+// The kernel: one warp watches host memory, all others wait for tickets in device memory. It leaves by itself.
+//
+// Slots become tickets: the poller fills entries of a queue in device memory, in order; a worker takes the next ticket
+// and waits for its entry. Entries are spread over lines, so thousands of warps wait without one hot word. The protocol
+// of a stay is modelled in tests/test_lease_model.py; its names are the same.
+#include "item.cuh"
+
+#define WARP_ID (threadIdx.x / 32)
+
+D void leave_broken(const Launch& launch) {
+  store_relaxed_gpu(&((Control*)launch.control)->broken, launch.generation);
+}
+
+D void worker(const Launch& launch, u32 base_at) {
+  Engine* e = (Engine*)launch.engine;
+  const u32 lane = threadIdx.x & 31, parity = (u32)(launch.generation & 1);
+  const u64 born = now_ns();
+  bool late = false;
+  if (lane == 0) {
+    // Either the poller sees this warp in `started`, or this warp sees `closing`: both sides fence in between.
+    add_gpu(&e->started[parity], 1ull);
+    fence_sc_gpu();
+    late = is_closing(launch);
+  }
+  late = __shfl_sync(FULL, late, 0);
+  while (!late) {
+    u64 ticket = 0;
+    if (lane == 0) ticket = add_gpu(&e->head[0], 1ull);
+    ticket = __shfl_sync(FULL, ticket, 0);
+    u64 entry, lap = ((ticket >> launch.handed_log2) + 1) & 0xFFFF;
+    u32 pause = 32, polls = 0;
+    bool lost = false;
+    for (;;) {
+      entry = load_relaxed_gpu(handed_at(launch, ticket));
+      entry = __shfl_sync(FULL, entry, 0);
+      if ((entry & 0xFFFF) == lap) break;
+      __nanosleep(pause);
+      pause = pause < 512 ? pause * 2 : 512;
+      if ((++polls & 255) == 0 && __shfl_sync(FULL, (u32)(now_ns() - born > launch.hard_ns), 0)) { lost = true; break; }
+    }
+    if (lost) { if (lane == 0) leave_broken(launch); break; }
+    fence_gpu();  // pairs with the fence before the entry was written
+    u32 kind = (u32)(entry >> 16) & 3;
+    u64 payload = entry >> 18;
+    if (kind == HANDED_LEAVE) break;
+    if (kind == HANDED_ITEM) {
+      u64 slot = launch.slots + SLOT_BYTES * (payload & ((1ull << launch.capacity_log2) - 1));
+      uint4 words = make_uint4(0, 0, 0, 0);
+      if (lane < 4) words = load_relaxed_sys((const uint4*)slot + lane);
+      fence_sys();  // the one acquire of this item: its streams and tables were written before it was published
+      run_item(launch, base_at, item_of(payload, words, now_ns()), false);
+    } else {
+      take_part(launch, base_at, payload, kind == HANDED_RESUME);
+    }
+  }
+  __syncwarp();
+  if (lane == 0) { fence_sys(); add_gpu(&e->gone[parity], 1ull); }
+}
+
+// Code and bindings that the host wrote since: from the host's arena to the same places of the device's.
+D_CALL u64 apply_updates(const Launch& launch, u64 applied, u64 updates) {
+  const u32 lane = threadIdx.x & 31;
+  for (; applied < updates; ++applied) {
+    u64 entry = load_acquire_sys((const u64*)launch.updates + (applied & (UPDATE_ENTRIES - 1)));
+    u64 at = (entry & 0xFFFFFFFFu) * 16;
+    u32 n = (u32)(entry >> 32);
+    const uint4* from = (const uint4*)(launch.arena_host + at);
+    uint4* to = (uint4*)(launch.arena + at);
+    for (u32 i = lane; i < n; i += 128) {
+      uint4 v[4];
+#pragma unroll
+      for (u32 k = 0; k < 4; ++k) if (i + 32 * k < n) v[k] = load_relaxed_sys(from + i + 32 * k);
+#pragma unroll
+      for (u32 k = 0; k < 4; ++k) if (i + 32 * k < n) to[i + 32 * k] = v[k];
+    }
+  }
+  __syncwarp();
+  fence_gpu();
+  if (lane == 0) store_release_sys(&((Control*)launch.control)->applied, applied);
+  return applied;
+}
+
+D void hand_over(const Launch& launch, u64 first, u64 n, u32 kind) {
+  Engine* e = (Engine*)launch.engine;
+  const u32 lane = threadIdx.x & 31;
+  u64 from = 0;
+  if (lane == 0) from = add_gpu(&e->handed[0], n);
+  from = __shfl_sync(FULL, from, 0);
+  fence_gpu();
+  for (u64 i = lane; i < n; i += 32) store_relaxed_gpu(handed_at(launch, from + i), entry_of(launch, from + i, kind, first + i));
+}
+
+D void poller(const Launch& launch, u32 base_at) {
+  Engine* e = (Engine*)launch.engine;
+  Control* control = (Control*)launch.control;
+  const u32 lane = threadIdx.x & 31, parity = (u32)(launch.generation & 1);
+  const u64 mask = (1ull << launch.capacity_log2) - 1, born = now_ns();
+  u64 next = e->next[0], fences = e->next[1], applied = e->next[2], worked = born;
+  bool lost = false;
+  // Big items that the last stay left unfinished go on first.
+  u64 waiting = e->suspended[0];
+  __syncwarp();
+  if (lane == 0) e->suspended[0] = 0;
+  for (u64 i = 0; i < waiting; ++i) hand_over(launch, load_relaxed_gpu((u64*)launch.suspended + i), 1, HANDED_RESUME);
+  for (;;) {
+    // Lanes 0-3: the next slot. Lanes 4-5: the host's control line. One request, one round trip.
+    const uint4* from = lane < 4 ? (const uint4*)(launch.slots + SLOT_BYTES * (next & mask)) + lane : (const uint4*)control + (lane & 1);
+    uint4 v = make_uint4(0, 0, 0, 0);
+    if (lane < 6) v = load_relaxed_sys(from);
+    u64 now = now_ns();
+    u64 tail = join(__shfl_sync(FULL, v.x, 4), __shfl_sync(FULL, v.y, 4));
+    u64 stop = join(__shfl_sync(FULL, v.z, 5), __shfl_sync(FULL, v.w, 5));
+    u32 status = __shfl_sync(FULL, v.x, 0), flags = __shfl_sync(FULL, v.y, 2), opcode = __shfl_sync(FULL, v.y, 0);
+    now = __shfl_sync(FULL, now, 0);
+    if (stop >= launch.generation || now - born > launch.stay_ns) break;
+    bool there = next < launch.limit && status == STATUS_PUBLISHED && (flags >> 16) == (u32)((next >> launch.capacity_log2) & 0xFFFF);
+    if (tail > launch.limit) tail = launch.limit;
+    if (there && tail <= next + 1 && !(flags & UPDATE_FLAG) && opcode != OPCODE_BATCH_FENCE) {
+      // Alone. Words 8 .. 15 came in another sector than the status, but with a flags word of this lap, which is
+      // written after them.
+      fence_sys();
+      Item item = item_of(next, v, now);
+      if (!run_item(launch, base_at, item, true)) hand_over(launch, next, 1, HANDED_ITEM);
+      ++next;
+      worked = __shfl_sync(FULL, now_ns(), 0);
+      continue;
+    }
+    if (there || tail > next) {
+      // The tail is read again, after the slot: with it come the updates that its slots need.
+      u64 host_fences = 0, updates = 0;
+      if (lane == 0) {
+        tail = load_acquire_sys(&control->tail);
+        host_fences = load_acquire_sys(&control->fences);
+        updates = load_acquire_sys(&control->updates);
+      }
+      tail = __shfl_sync(FULL, tail, 0);
+      host_fences = __shfl_sync(FULL, host_fences, 0);
+      updates = __shfl_sync(FULL, updates, 0);
+      if (tail > launch.limit) tail = launch.limit;
+      if (updates != applied) applied = apply_updates(launch, applied, updates);
+      u64 to = tail;
+      bool at_fence = false;
+      if (host_fences != fences && to > next) {
+        // Somewhere a fence: look at opcodes up to the first one.
+        for (u64 i = next; i < tail && !at_fence; i += 32) {
+          u32 code = OPCODE_NOP;
+          if (i + lane < tail) code = load_relaxed_sys((const uint4*)(launch.slots + SLOT_BYTES * ((i + lane) & mask))).y;
+          u32 vote = __ballot_sync(FULL, code == OPCODE_BATCH_FENCE);
+          if (vote) { to = i + __ffs((int)vote) - 1; at_fence = true; }
+        }
+      }
+      if (to > next) {
+        hand_over(launch, next, to - next, HANDED_ITEM);
+        next = to;
+        worked = now;
+      } else if (at_fence && load_relaxed_gpu(&e->done[0]) == next) {
+        fence_sys();  // pairs with the fences before the counts: everything earlier is visible before what follows
+        if (lane == 0) { write_record(launch, next, OPCODE_BATCH_FENCE, NO_FAULT, 0, now); count_done(launch, 1); }
+        ++next;
+        ++fences;
+        worked = now;
+        __syncwarp();
+      }
+      continue;
+    }
+    if (now - worked > launch.grace_ns && load_relaxed_gpu(&e->done[0]) == next) break;
+  }
+  // Leaving. No ticket is filled any more; held ones are marked, and warps that draw one later find theirs marked too.
+  if (lane == 0) store_relaxed_gpu(&e->closing[0], launch.generation);
+  fence_sc_gpu();
+  u64 marked = 0;
+  bool first_time = true;
+  u64 since = now_ns();
+  for (;;) {
+    u64 gone = load_relaxed_gpu(&e->gone[parity]);  // before started: a warp in between is waited for
+    fence_gpu();
+    u64 started = load_relaxed_gpu(&e->started[parity]);
+    gone = __shfl_sync(FULL, gone, 0);
+    started = __shfl_sync(FULL, started, 0);
+    if (gone == started) break;
+    u64 head = load_relaxed_gpu(&e->head[0]), handed = load_relaxed_gpu(&e->handed[0]);
+    head = __shfl_sync(FULL, head, 0);
+    handed = __shfl_sync(FULL, handed, 0);
+    // Openers may still invite: `handed` moves, and what they fill is as good as a mark.
+    u64 from = first_time || handed > marked ? handed : marked;
+    first_time = false;
+    for (u64 i = from + lane; i < head; i += 32) store_relaxed_gpu(handed_at(launch, i), entry_of(launch, i, HANDED_LEAVE, 0));
+    if (head > from) marked = head;
+    if (__shfl_sync(FULL, (u32)(now_ns() - since > launch.hard_ns), 0)) { lost = true; break; }
+  }
+  fence_sys();
+  if (lane == 0) {
+    // Everybody is out. Tickets beyond `handed` never existed; the next stay starts behind all of them.
+    u64 head = load_relaxed_gpu(&e->head[0]), handed = load_relaxed_gpu(&e->handed[0]);
+    u64 base = head > handed ? head : handed;
+    e->head[0] = base;
+    e->handed[0] = base;
+    e->next[0] = next;
+    e->next[1] = fences;
+    e->next[2] = applied;
+    e->started[parity ^ 1] = 0;
+    e->gone[parity ^ 1] = 0;
+    control->final_tail = next;
+    control->unfinished = load_relaxed_gpu(&e->suspended[0]);
+    if (lost) control->broken = launch.generation;
+    store_release_sys(&control->left, launch.generation);  // pairs with the host's look at `left`
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(128, BLOCKS_PER_SM) vyre_resident(const __grid_constant__ Launch launch) {
+  u32 base_at = launch.shared_bytes * WARP_ID;
+  if (blockIdx.x == 0 && WARP_ID == 0) poller(launch, base_at);
+  else worker(launch, base_at);
+}

@@ -1,0 +1,187 @@
+// One tile of one item: setting a warp up for a program, running passes, folding what they leave.
+#pragma once
+#include "interpret.cuh"
+
+// Read the binding and its program into the warp's frame. All lanes; afterwards the code's first page is in place.
+// Returns a fault code when the binding is not one of this opcode.
+D u32 set_up(u32 base_at, const Launch& launch, u32 opcode, u32 binding, u32 lane) {
+  Frame& f = SHARED(Frame, base_at);
+  if (opcode < PROGRAM_FIRST || opcode - PROGRAM_FIRST >= MAX_PROGRAMS) return FAULT_UNKNOWN_OPCODE;
+  const u32* arena = (const u32*)launch.arena;
+  u32 image = arena[opcode - PROGRAM_FIRST];
+  if (binding >= launch.arena_units) return image ? FAULT_BAD_BINDING : FAULT_UNKNOWN_OPCODE;
+  const BindingHeader* b = (const BindingHeader*)(launch.arena + (u64)binding * UNIT);
+  u32 magic = b->magic, bound_opcode = b->opcode, bound = b->program;
+  if (image == 0 || image >= launch.arena_units) return FAULT_UNKNOWN_OPCODE;
+  if (magic != MAGIC_BINDING || bound_opcode != opcode || bound != image) return FAULT_BAD_BINDING;
+  const ProgramHeader* p = (const ProgramHeader*)(launch.arena + (u64)image * UNIT);
+  const u32* slot_words = (const u32*)(p + 1);
+  u32 slots = p->slots, records = p->records, io = p->io, accumulators = p->accumulators, emits = p->emits;
+  u64 acc_at = (u64)(slot_words + 2 * (slots + (slots & 1)));
+  u64 emit_at = acc_at + 16ull * accumulators;
+  u64 pool_at = emit_at + 8ull * emits;
+  u64 records_at = (pool_at + 8ull * p->pool + 15) & ~15ull;
+  u32 at = base_at + FRAME_BYTES;
+  u32 code_at = at;
+  at += 16 * (min(records, (u32)WINDOW) + 1);
+  u32 slot_at = at;
+  at += 16 * (slots ? slots : 1);
+  u32 io_at = at;
+  at += 16 * min(io, (u32)IO_IN_SHARED);
+  u32 stack_at = at;
+  at += 64 * p->depth;
+  u32 lane_at = at;
+  at += 256 * accumulators;
+  u32 kept_at = at;
+  at += KEPT_BYTES * emits;
+  u32 room = base_at + launch.shared_bytes - at, width = 32;
+  while (width > 1 && p->planes * 32 * width > room) width >>= 1;  // at width 1 it fits: the host has checked
+  u64 operands = (u64)(b + 1);
+  __syncwarp();
+  if (lane == 0) {
+    f.program = (u64)p; f.acc = acc_at; f.binding = (u64)b; f.base = b->base;
+    f.results = b->results; f.tile_sums = b->tile_sums; f.emit_counts = b->emit_counts; f.scratch = b->scratch;
+    f.operands = operands; f.pool = pool_at; f.records = records_at;
+    f.heap = launch.scratch + launch.scratch_bytes * ((u64)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32);
+    f.code_at = code_at; f.slot_at = slot_at; f.io_at = io_at; f.stack_at = stack_at; f.lane_at = lane_at;
+    f.kept_at = kept_at; f.plane_at = at;
+    f.width = width; f.page = 0; f.record_count = records; f.fuel = p->fuel; f.fuel_plane = p->fuel_plane;
+    f.io = io; f.tables = p->tables; f.accumulators = accumulators; f.emits = emits; f.float_sums = p->float_sums;
+    f.slots = slots; f.constant_slots = p->constant_slots; f.tiles = b->tiles; f.program_flags = p->flags;
+    f.binding_unit = binding; f.fault = NO_FAULT;
+  }
+  const u64* parameters = (const u64*)(operands + 16ull * (io + p->tables + emits + accumulators));
+  for (u32 i = lane; i < slots; i += 32) {
+    u64 v = ((const u64*)slot_words)[i];
+    if (i >= p->constant_slots) {  // a parameter: its index, and above it whether it has 64 bits
+      bool wide = high(v) != 0;
+      v = parameters[low(v)];
+      if (!wide) v = join(low(v), low(v));
+    }
+    SHARED(uint4, slot_at + 16 * i) = make_uint4(low(v), high(v), low(v), high(v));
+  }
+  for (u32 i = lane; i < min(io, (u32)IO_IN_SHARED); i += 32) SHARED(uint4, io_at + 16 * i) = ((const uint4*)operands)[i];
+  const uint4* acc = (const uint4*)acc_at;
+  for (u32 i = 0; i < accumulators; ++i) {
+    uint4 d = acc[i];
+    SHARED(u64, lane_at + 256 * i + 8 * lane) = join(d.z, d.w);
+  }
+  load_page(f, base_at, 0, lane);
+  return 0;
+}
+
+// Emits of one pass, in element order: vectors of the first half, then of the second; lanes; elements of a vector.
+D_CALL void write_emits(u32 base_at, u64 tile, u32 lane) {
+  Frame& f = SHARED(Frame, base_at);
+  const u32 width = f.width, half = width * 16;
+  const uint2* emit = (const uint2*)(f.acc + 16ull * f.accumulators);
+  for (u32 i = 0; i < f.emits; ++i) {
+    u32 kept = SHARED(u32, f.kept_at + i * KEPT_BYTES + lane * 4);
+    uint2 e = emit[i];
+    Operand o = operand_of(f, f.io + f.tables + i);
+    bool wide = e.y == MEM_I64 || e.y == MEM_U64 || e.y == MEM_F64;
+    u32& count = SHARED(u32, f.kept_at + i * KEPT_BYTES + 128);
+    u64 at = (tile - f.base) + count;
+    u32 below = (1u << lane) - 1, total = 0;
+    for (u32 h = 0; h < 2; ++h) {
+      u32 mine = kept >> (4 * h) & 15, before = 0, all = 0;
+      for (u32 j = 0; j < 4; ++j) {
+        u32 vote = __ballot_sync(FULL, mine >> j & 1);
+        before += __popc(vote & below);
+        all += __popc(vote);
+      }
+      u32 from = f.plane_at + e.x * 2 * half + (lane & (width - 1)) * 16;
+      for (u32 j = 0; j < 4; ++j)
+        if (mine >> j & 1) {
+          u64 v = wide ? SHARED(u64, place64(from, half, 4 * h + j)) : SHARED(u32, place32(from, half, 4 * h + j));
+          store_narrow(o.address, at + before, e.y, low(v), high(v));
+          ++before;
+        }
+      at += all;
+      total += all;
+    }
+    __syncwarp();
+    if (lane == 0) count += total;
+    __syncwarp();
+  }
+}
+
+// Decision 2: x[i] += x[i + s] for s = 512 .. 1. The first step happens as passes end, the others here.
+D_CALL void add_partials(u32 base_at, u32 from, u32 lane) {  // from: elements of the tile before this pass
+  Frame& f = SHARED(Frame, base_at);
+  const u32 width = f.width, half = width * 16;
+  const uint4* acc = (const uint4*)f.acc;
+  u64* heap = (u64*)f.heap;
+  for (u32 i = 0; i < f.accumulators; ++i) {
+    uint4 d = acc[i];
+    if (d.x != ACC_FLOAT_SUM) continue;
+    if (lane < width)
+      for (u32 j = 0; j < 8; ++j) {
+        u32 in_pass = (j < 4 ? 0 : 4 * width) + lane * 4 + (j & 3), k = from + in_pass;
+        u64 v = SHARED(u64, place64(f.plane_at + d.y * 2 * half + lane * 16, half, j));
+        u64* x = heap + (k & (TILE / 2 - 1));
+        *x = k < TILE / 2 ? v : bits(__dadd_rn(as_f64(*x), as_f64(v)));
+      }
+    heap += TILE / 2;
+  }
+}
+
+D_CALL void fold_tile(u32 base_at, u64 tile, u32 done, u32 lane) {  // done: elements whose partials are on the heap
+  Frame& f = SHARED(Frame, base_at);
+  u64* heap = (u64*)f.heap;
+  u64* sums = (u64*)f.tile_sums + (tile - f.base) / TILE;
+  __syncwarp();
+  for (u32 i = 0; i < f.float_sums; ++i) {
+    f64 x[16];
+#pragma unroll
+    for (u32 k = 0; k < 16; ++k) { u32 at = lane + 32 * k; x[k] = at < done ? as_f64(*(volatile u64*)(heap + at)) : -0.0; }
+#pragma unroll
+    for (u32 s = 8; s >= 1; s /= 2)
+#pragma unroll
+      for (u32 k = 0; k < 8; ++k) if (k < s) x[k] = __dadd_rn(x[k], x[k + s]);
+    f64 y = x[0];
+    for (u32 s = 16; s >= 1; s /= 2) y = __dadd_rn(y, __shfl_down_sync(FULL, y, s));
+    if (lane == 0) *sums = y != y ? NAN64 : bits(y);
+    heap += TILE / 2;
+    sums += f.tiles;
+  }
+  __syncwarp();
+}
+
+// Elements [tile, tile + 1024) of the item that the warp is set up for.
+D_CALL void run_tile(u32 base_at, u64 tile) {
+  Frame& f = SHARED(Frame, base_at);
+  const u32 lane = threadIdx.x & 31, width = f.width, half = width * 16, step = 8 * width;
+  const uint4* acc = (const uint4*)f.acc;
+  u64 end = f.end;
+  u32 count = (u32)(end - tile < TILE ? end - tile : TILE);
+  for (u32 i = lane; i < f.emits; i += 32) SHARED(u32, f.kept_at + i * KEPT_BYTES + 128) = 0;
+  u32 from = 0;
+  for (; from < count; from += step) {
+    __syncwarp();
+    if (f.fault >> 20 < tile + from) break;  // a lower element has trapped: what follows cannot matter
+    if (lane == 0) { f.pass = tile + from; f.deadline = now_ns() + TILE_NS; }
+    if (lane < width) {
+      if (f.fuel_plane != NO_PLANE) {
+        u32 zero[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+        write8(zero, f.plane_at + f.fuel_plane * 2 * half + lane * 16, half);
+      }
+      if (f.float_sums)
+        for (u32 i = 0; i < f.accumulators; ++i) {
+          uint4 d = acc[i];
+          if (d.x != ACC_FLOAT_SUM) continue;
+          u64 none = 1ull << 63, absent[8] = {none, none, none, none, none, none, none, none};  // -0.0
+          write8(absent, f.plane_at + d.y * 2 * half + lane * 16, half);
+        }
+    }
+    for (u32 i = 0; i < f.emits; ++i) SHARED(u32, f.kept_at + i * KEPT_BYTES + lane * 4) = 0;
+    __syncwarp();
+    interpret(base_at);
+    __syncwarp();
+    if (f.emits) write_emits(base_at, tile, lane);
+    if (f.float_sums) add_partials(base_at, from, lane);
+  }
+  if (f.float_sums && f.fault == NO_FAULT) fold_tile(base_at, tile, from < TILE / 2 ? from : TILE / 2, lane);
+  for (u32 i = lane; i < f.emits; i += 32)
+    ((u32*)f.emit_counts)[(u64)i * f.tiles + (tile - f.base) / TILE] = SHARED(u32, f.kept_at + i * KEPT_BYTES + 128);
+}

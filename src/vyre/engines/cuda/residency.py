@@ -1,0 +1,454 @@
+"""The lease from the host's side: launching stays, publishing slots, seeing completions, asking to leave.
+
+Everything that crosses the bus is in one pinned block: control words, slots, records, updates. The engine reads slots,
+the host reads records; no word is written by both. A stay is launched when the last one is over and slots are
+published beyond its final tail: looked at after every publish, in every wait, and by a keeper thread.
+
+Owns: the ring, the protocol of a stay (modelled in tests/test_lease_model.py). Leaves to others: what slots mean
+(engine), the device's side (kernel/resident.cu).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vyre.engines.cuda import abi
+from vyre.engines.cuda.driver import Device
+from vyre.engines.cuda.memory import Arena, array_at, view
+from vyre.errors import DeviceLost, SessionClosed, WaitTimeout
+from vyre.ring.layout import (
+    MAX_CAPACITY,
+    RECORD_BYTES,
+    RECORD_DTYPE,
+    SESSION_WORDS,
+    SLOT_BYTES,
+    SLOT_DTYPE,
+    Opcode,
+    Status,
+)
+
+_FIELDS: Final = {name: abi.CONTROL.fields[name][1] // 8 for name in abi.CONTROL.names or ()}  # type: ignore[index]
+_TAIL, _FENCES, _UPDATES, _STOP = (_FIELDS[n] for n in ("tail", "fences", "updates", "stop"))
+_LEFT, _FINAL, _UNFINISHED, _BROKEN, _APPLIED = (
+    _FIELDS[n] for n in ("left", "final_tail", "unfinished", "broken", "applied")
+)
+_FENCE: Final = int(Opcode.BATCH_FENCE)
+_PUBLISHED: Final = int(Status.PUBLISHED)
+THREADS: Final = abi.WARP * abi.WARPS_PER_BLOCK
+KEEPER_S: Final = 0.005
+_LOST_FIX: Final = "open a session in a new process; this process's GPU context cannot be trusted"
+
+
+class Residency:
+    """One ring, one kernel, at most one stay at a time.
+
+    Args:
+        device: with the kernel loaded.
+        blocks: of the resident grid.
+        shared_bytes: dynamic shared memory of a block.
+        capacity: slots, a power of two.
+        grace_s: how long a stay waits for work before it leaves.
+        stay_s: how long a stay lasts at most; what others in the process wait for at most.
+        hard_s: after this the device ends any wait by itself and the engine is lost.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        *,
+        blocks: int,
+        shared_bytes: int,
+        capacity: int,
+        arena_bytes: int,
+        grace_s: float,
+        stay_s: float,
+        hard_s: float,
+        resident: bool,
+    ) -> None:
+        if capacity & (capacity - 1) or not 1 <= capacity <= MAX_CAPACITY:
+            raise ValueError(f"capacity {capacity}: it must be a power of two from 1 to {MAX_CAPACITY:,}")
+        self.device = device
+        self.capacity = capacity
+        self.blocks = blocks
+        self.shared_bytes = shared_bytes
+        self.stay_s = stay_s
+        self.hard_s = hard_s
+        self.resident = resident
+        self._mask = capacity - 1
+        self._shift = capacity.bit_length() - 1
+        self._lock = threading.RLock()
+        self._paused = 0
+        self.closed = False
+        sizes = [256, SLOT_BYTES * capacity, RECORD_BYTES * capacity, 8 * abi.UPDATE_ENTRIES, arena_bytes]
+        offsets = np.cumsum([0, *[-(-s // 4096) * 4096 for s in sizes]]).tolist()
+        host, mapped = device.pinned(offsets[-1])
+        self._host = host
+        control, slots, records, updates, arena = (mapped + o for o in offsets[:-1])
+        self._control = view(host, 256).cast("Q")
+        self._slot_bytes = view(host + offsets[1], SLOT_BYTES * capacity)
+        self._slot_words = self._slot_bytes.cast("I")
+        self.slots: NDArray[Any] = array_at(host + offsets[1], SLOT_DTYPE, capacity)
+        self._record_words = view(host + offsets[2], RECORD_BYTES * capacity).cast("Q")
+        self.records: NDArray[Any] = array_at(host + offsets[2], RECORD_DTYPE, capacity)
+        self._update_words = view(host + offsets[3], 8 * abi.UPDATE_ENTRIES).cast("Q")
+        self.arena = Arena(host + offsets[4], arena_bytes, abi.UNIT, abi.TABLE_BYTES)
+        self._busy = np.zeros(capacity, np.bool_)  # published and not yet collected
+        self.published = 0
+        self._fences = 0
+        self._updates = 0
+        warps = max(blocks, 1024) * abi.WARPS_PER_BLOCK
+        handed = 1 << (4 * (capacity + warps)).bit_length()
+        device_sizes = [
+            abi.ENGINE.itemsize, abi.JOB.itemsize * capacity, 8 * handed, 8 * max(capacity, abi.MAX_SUSPENDED),
+            4 * SESSION_WORDS, arena_bytes,
+        ]  # fmt: skip
+        places = np.cumsum([0, *[-(-s // 4096) * 4096 for s in device_sizes]]).tolist()
+        self._device_memory = base = device.memory(places[-1])
+        engine, jobs, queue, suspended, words, device_arena = (base + p for p in places[:-1])
+        self.words_address = words
+        self._engine_address = engine
+        self.arena_address = device_arena
+        self._launch = launch = np.zeros(1, abi.LAUNCH)
+        launch["grace_ns"] = int(grace_s * 1e9)
+        launch["stay_ns"] = int(stay_s * 1e9)
+        launch["hard_ns"] = int(hard_s * 1e9)
+        launch["limit"] = (1 << 64) - 1
+        for name, value in (
+            ("control", control), ("slots", slots), ("records", records), ("updates", updates), ("arena_host", arena),
+            ("arena", device_arena), ("engine", engine), ("jobs", jobs), ("handed", queue), ("suspended", suspended),
+            ("words", words), ("capacity_log2", self._shift), ("handed_log2", handed.bit_length() - 1),
+            ("arena_units", arena_bytes // abi.UNIT), ("shared_bytes", shared_bytes // abi.WARPS_PER_BLOCK // 16 * 16),
+        ):  # fmt: skip
+            launch[name] = value
+        self._argument = (ctypes.c_void_p * 1)(launch.ctypes.data)
+        self.generation = 0
+        self.relaunches = 0
+        self._heap_bytes = 0
+        self._stop_keeper = threading.Event()
+        self._keeper = threading.Thread(
+            target=_keep, args=(weakref.ref(self), self._stop_keeper), name="vyre-cuda-keeper", daemon=True
+        )
+        self._keeper.start()
+
+    # --- stays ----------------------------------------------------------------------------------------------------
+
+    def need_heap(self, size: int) -> None:
+        """Have each warp get ``size`` bytes of device memory from the next stay on."""
+        if size <= self._heap_bytes:
+            return
+        with self.paused():
+            warps = max(self.blocks, 1024) * abi.WARPS_PER_BLOCK
+            # The old one is not freed: a free would wait for every other kernel of the process.
+            self._launch["scratch"] = self.device.memory(size * warps)
+            self._launch["scratch_bytes"] = size
+            self._heap_bytes = size
+
+    @property
+    def is_here(self) -> bool:
+        """Whether a stay is under way."""
+        return bool(self._control[_LEFT] != self.generation)
+
+    def _owed(self) -> bool:
+        """Whether the last stay is over and work is left for another."""
+        c = self._control
+        return c[_LEFT] == self.generation and (self.published > c[_FINAL] or c[_UNFINISHED] != 0)
+
+    def look(self) -> None:
+        """Start a stay if one is owed. Cheap; called after every publish and while anybody waits."""
+        if self._control[_LEFT] == self.generation and self._owed():
+            with self._lock:
+                if self._owed() and not self._paused and not self.closed and self.resident:
+                    self._start(self.blocks, THREADS)
+
+    def _start(self, blocks: int, threads: int) -> None:
+        if self._control[_BROKEN]:
+            raise DeviceLost("a stay on the GPU ended by its deadline with work in hand", fix=_LOST_FIX)
+        self.generation += 1
+        self.relaunches += 1
+        self._launch["generation"] = self.generation
+        self.device.enter()
+        try:
+            self.device.launch(
+                blocks, threads, self.shared_bytes * threads // THREADS, ctypes.addressof(self._argument)
+            )
+        except DeviceLost:
+            self._control[_BROKEN] = self.generation
+            raise
+
+    def leave(self, timeout_s: float | None = None) -> None:
+        """Ask the stay to end and wait until it is over."""
+        self._control[_STOP] = self.generation
+        deadline = time.monotonic() + (timeout_s or self.hard_s + 10)
+        spins = 0
+        while self._control[_LEFT] != self.generation:
+            spins += 1
+            if spins > 2_000:
+                time.sleep(0.0002)
+                if spins % 64 == 0:
+                    self._check_alive()
+                if time.monotonic() > deadline:
+                    raise DeviceLost("the kernel does not leave the GPU", fix=_LOST_FIX)
+
+    def _check_alive(self) -> None:
+        """A stream that is idle while the stay has not left means that the kernel died."""
+        self.device.enter()
+        if self.device.idle() and self._control[_LEFT] != self.generation:
+            raise DeviceLost("the kernel ended without leaving in order", fix=_LOST_FIX)
+        if self._control[_BROKEN]:
+            raise DeviceLost("a stay on the GPU ended by its deadline with work in hand", fix=_LOST_FIX)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """No stay inside: the GPU is others'. Slots may be published and wait."""
+        with self._lock:
+            self._paused += 1
+        try:
+            self.leave()
+            yield
+        finally:
+            with self._lock:
+                self._paused -= 1
+            if not self.closed:
+                self.look()
+
+    def finite(self, blocks: int, threads: int = THREADS) -> None:
+        """Launch the interpreter for what is published now and wait until it has left."""
+        with self.paused():
+            launch = self._launch
+            grace, stay = int(launch["grace_ns"][0]), int(launch["stay_ns"][0])
+            launch["limit"] = limit = self.published
+            launch["grace_ns"], launch["stay_ns"] = 0, int(self.hard_s * 5e8)
+            try:
+                while self._control[_FINAL] < limit or self._control[_UNFINISHED]:
+                    self._start(blocks, threads)
+                    deadline = time.monotonic() + 2 * self.hard_s
+                    while self._control[_LEFT] != self.generation:
+                        if time.monotonic() > deadline:
+                            raise DeviceLost("the kernel does not leave the GPU", fix=_LOST_FIX)
+                        time.sleep(0)
+            finally:
+                launch["limit"] = (1 << 64) - 1
+                launch["grace_ns"], launch["stay_ns"] = grace, stay
+
+    # --- slots and records ----------------------------------------------------------------------------------------
+
+    def _flush_updates(self) -> bool:
+        """Hand dirty parts of the arena to the kernel. True when there were any."""
+        dirty = self.arena.dirty
+        if not dirty:
+            return False
+        c = self._control
+        for at, size in dirty:
+            while self._updates - c[_APPLIED] >= abi.UPDATE_ENTRIES:
+                self._push_updates()
+            self._update_words[self._updates % abi.UPDATE_ENTRIES] = at // 16 | size // 16 << 32
+            self._updates += 1
+        dirty.clear()
+        c[_UPDATES] = self._updates
+        return True
+
+    def _push_updates(self) -> None:
+        """The update ring is full: a no-op that takes them in, waited for."""
+        self._control[_UPDATES] = self._updates
+        dirty, self.arena.dirty = self.arena.dirty, []
+        slot = np.zeros(1, SLOT_DTYPE)
+        slot["flags"] = abi.UPDATE_FLAG
+        sequence = self._put(slot)
+        assert sequence is not None, "the ring has a free slot for updates"
+        self.wait(sequence, 1, None)
+        self.collect(sequence, 1)
+        self.arena.dirty = dirty
+
+    def publish(self, slot: bytes) -> int | None:
+        """Publish one slot of 64 bytes whose status is EMPTY and flags have no lap. None when the ring is full."""
+        with self._lock:
+            if self.closed:
+                raise SessionClosed("this engine is closed", fix="open a new session")
+            sequence = self.published
+            at = sequence & self._mask
+            if self._busy[at]:
+                return None
+            flags = self.arena.dirty and self._flush_updates()
+            words = self._slot_words
+            base = 16 * at
+            words[base] = 0
+            self._slot_bytes[64 * at : 64 * at + 64] = slot
+            words[base + 9] = (
+                words[base + 9] | (abi.UPDATE_FLAG if flags else 0) | (sequence >> self._shift & 0xFFFF) << 16
+            )
+            self._busy[at] = True
+            words[base] = _PUBLISHED
+            self.published = sequence + 1
+            c = self._control
+            if words[base + 1] == _FENCE:
+                self._fences += 1
+                c[_FENCES] = self._fences
+            c[_TAIL] = sequence + 1
+            if c[_LEFT] == self.generation:
+                self.look()
+        return sequence
+
+    def publish_batch(self, items: NDArray[Any]) -> int | None:
+        """Publish all of ``items`` (SLOT_DTYPE) or none. First sequence, or None when the ring has no room for all."""
+        with self._lock:
+            if self.closed:
+                raise SessionClosed("this engine is closed", fix="open a new session")
+            return self._put(items)
+
+    def _put(self, items: NDArray[Any]) -> int | None:
+        n, first = len(items), self.published
+        at = first & self._mask
+        if n > self.capacity:
+            return None
+        flags = abi.UPDATE_FLAG if self._flush_updates() else 0
+        done = 0
+        pieces = []
+        while done < n:  # at most two pieces: the ring's end and its start
+            count = min(n - done, self.capacity - at)
+            if self._busy[at : at + count].any():
+                return None
+            pieces.append((at, done, count))
+            done += count
+            at = 0
+        for at, done, count in pieces:
+            target = self.slots[at : at + count]
+            target["status"] = 0
+            words = target.view(np.uint32).reshape(count, 16)
+            words[:, 1:] = items[done : done + count].view(np.uint32).reshape(count, 16)[:, 1:]
+            words[:, 9] |= ((first + done) >> self._shift & 0xFFFF) << 16
+            if not done:
+                words[0, 9] |= flags
+            self._busy[at : at + count] = True
+        for at, _, count in pieces:
+            self.slots["status"][at : at + count] = _PUBLISHED
+        fences = int((items["opcode"] == _FENCE).sum())
+        if fences:
+            self._fences += fences
+            self._control[_FENCES] = self._fences
+        self.published = first + n
+        self._control[_TAIL] = first + n
+        self.look()
+        return first
+
+    def is_done(self, sequence: int) -> bool:
+        return bool(self._record_words[(sequence & self._mask) * 8] == sequence + 1)
+
+    def wait(self, first: int, n: int, timeout_s: float | None) -> None:
+        """Wait for the records of n sequences from ``first``.
+
+        Raises:
+            WaitTimeout: they were not all there in time.
+            DeviceLost: the kernel died.
+        """
+        words, mask = self._record_words, self._mask
+        at = first
+        end = first + n
+        spins = 0
+        deadline = None
+        c = self._control
+        while at < end:
+            if n > 64 and end - at > 64:
+                # Completion is roughly in order: look at the last first, then count.
+                at += self._completed(at, end - at)
+                if at >= end:
+                    return
+            if words[(at & mask) * 8] == at + 1:
+                at += 1
+                continue
+            spins += 1
+            if c[_LEFT] == self.generation:
+                self.look()
+            if spins & 1023 == 0:
+                now = time.monotonic()
+                if deadline is None:
+                    deadline = now + (float("inf") if timeout_s is None else timeout_s)
+                    alive = now + 1.0
+                if now >= deadline:
+                    raise WaitTimeout(
+                        f"item {at} was not complete within {timeout_s} s", fix="wait again, or cancel it"
+                    )
+                if now > alive:
+                    alive = now + 1.0
+                    if self.is_here:
+                        self._check_alive()
+                if spins > 20_000:
+                    time.sleep(0.00002)
+
+    def _completed(self, first: int, n: int) -> int:
+        """How many of n sequences from ``first`` are complete without a gap, looking at one stretch of the ring."""
+        at = first & self._mask
+        n = min(n, self.capacity - at)
+        seen = self.records["sequence_plus_1"][at : at + n]
+        missing = seen != np.arange(first + 1, first + n + 1, dtype=np.uint64)
+        return int(missing.argmax()) if missing.any() else n
+
+    def collect(self, first: int, n: int) -> NDArray[Any]:
+        """Copies of n complete records; their slots are free afterwards."""
+        at = first & self._mask
+        count = min(n, self.capacity - at)
+        found = self.records[at : at + count].copy()
+        self._busy[at : at + count] = False
+        if count < n:
+            found = np.concatenate([found, self.records[: n - count]])
+            self._busy[: n - count] = False
+        return found
+
+    def collect_one(self, sequence: int) -> tuple[int, int, int, int, int]:
+        """(status, code, pc, element, value) of one complete record; its slot is free afterwards."""
+        at = sequence & self._mask
+        w = self._record_words
+        base = 8 * at
+        answer = (w[base + 1] & 0xFFFF_FFFF, w[base + 1] >> 32, w[base + 2] & 0xFFFF_FFFF, w[base + 3], w[base + 4])
+        self._busy[at] = False
+        return answer
+
+    @property
+    def free_slots(self) -> int:
+        return self.capacity - int(self._busy.sum())
+
+    # --- the end --------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Have the kernel leave; then free. Slots that were not taken are left."""
+        if self.closed:
+            return
+        with self._lock:
+            self.closed = True
+            self._paused += 1
+        self._stop_keeper.set()
+        self.device.enter()
+        self.leave()
+        self.device.wait_for(self.device.stream)
+        self._keeper.join(1.0)
+        self.device.free(self._device_memory)
+        for name in ("slots", "records"):
+            setattr(self, name, getattr(self, name)[:0].copy())
+        self._control = memoryview(bytearray(256)).cast("Q")
+        self.device.free_pinned(self._host)
+
+
+def _keep(reference: weakref.ref[Residency], stop: threading.Event) -> None:
+    """Start owed stays while nobody waits. Holds no reference between two looks."""
+    ready = False
+    while not stop.wait(KEEPER_S):
+        residency = reference()
+        if residency is None:
+            return
+        try:
+            if not ready:
+                residency.device.enter()
+                residency.device.relax_capture()
+                ready = True
+            residency.look()
+        except DeviceLost:
+            return  # whoever waits finds out by itself
+        del residency
