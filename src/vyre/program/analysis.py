@@ -68,6 +68,7 @@ class Analysis:
         blend: this instruction writes a register that is held, so elements that do not execute it must keep theirs.
         canonical: this result must be the canonical NaN when it is a NaN, because someone may see its bits.
         max_live: size of the largest set live_out | held.
+        has_blocks: the program has an if or a loop; without one, nothing is held or blended.
     """
 
     live_out: list[int]
@@ -75,6 +76,7 @@ class Analysis:
     blend: list[bool]
     canonical: list[bool]
     max_live: int
+    has_blocks: bool
 
 
 def analyse(program: Program | HasProgram, results: int = 0) -> Analysis:
@@ -94,6 +96,7 @@ def analyse(program: Program | HasProgram, results: int = 0) -> Analysis:
     blend = [False] * count
     canonical = [False] * count
     headers: dict[int, tuple[int, int]] = {}
+    has_blocks = False
     plan = _PLAN
     while True:
         changed = False
@@ -106,6 +109,7 @@ def analyse(program: Program | HasProgram, results: int = 0) -> Analysis:
             has_result, makes_nan, args, rule, control = plan[op]
             if control:
                 if op == _END:
+                    has_blocks = True
                     frames.append((live, seen, extra, -1, 0))
                     live_out[pc] = live
                     extra |= live
@@ -172,7 +176,7 @@ def analyse(program: Program | HasProgram, results: int = 0) -> Analysis:
                 elif rule == _SEES_A or _shows(program, rule, imm):
                     seen |= 1 << a
         if not changed:
-            return Analysis(live_out, held, blend, canonical, max_live)
+            return Analysis(live_out, held, blend, canonical, max_live, has_blocks)
 
 
 def _shows(program: Program, rule: int, imm: int) -> bool:

@@ -128,6 +128,12 @@ def _plan(op: Op) -> Plan:
 
 
 PLANS: Final = {op.code: _plan(op) for op in OPCODES}
+KINDS: Final = {code: plan.kind for code, plan in PLANS.items()}
+FAST: Final = {
+    code: (plan.size == 4, plan.args == 2, plan.names) if plan.kind == COMPUTE and plan.same and plan.args < 3 else None
+    for code, plan in PLANS.items()
+}
+"""For the most frequent instructions, what is needed of their plan: 4-byte lanes, two operands, handlers."""
 assert PLANS[BY_NAME["f32.sub"].code].uniform_a[0] == "f32.sub.sv"
 
 

@@ -27,12 +27,13 @@ from vyre.engines.cpu.handlers import Handlers, shared
 from vyre.engines.cpu.jit import ObjectStore
 from vyre.errors import EngineUnavailable
 from vyre.program.analysis import Analysis, HasProgram, analyse
-from vyre.program.ir import Program
+from vyre.program.ir import Instr, Program
 from vyre.program.opcodes import AccKind, MemType, Type
 
 _FIELDS: Final = 10
 _RECORD: Final = "QIIIIQIIqQ8x"
 _UNIFORM_SLOTS: Final = 40  # at most so many slots hold constants for the whole claim
+_BYTES: Final = {t: t.size for t in Type}
 _VIRTUAL: Final = 64  # "registers" from here on: outputs that are written at the end, then emits of several places
 assert struct.calcsize("<" + _RECORD) == OP_BYTES
 
@@ -102,25 +103,23 @@ class _Lowering:
         self.out: list[int] = []
         self.before: list[int] = []  # records of the prologue
         self.loc: list[int] = [-1 << 30] * _VIRTUAL  # pointer table entry; ~u for uniform u
-        self.size: list[int] = [4 if t is Type.i32 or t is Type.f32 else 8 for t in program.registers]
+        self.size: list[int] = [_BYTES[t] for t in program.registers]
         self.size += [8] * (_VIRTUAL - len(self.size))
         self.have = 0  # registers that lie in scratch
         self.users: list[int] = [0] * SCRATCH_SLOTS
         self.free4: list[int] = []
         self.free8: list[int] = []
         self.next = 0
-        self.peak = 0
         self.top = SCRATCH_SLOTS
         self.uniforms: list[list[int]] = []  # bits, aux, bytes, slot or -1
         self.known: dict[tuple[int, int, int], int] = {}
         self.pinned = 0
-        self.fixed = 0  # carried around a loop that we are in
         self.last_load = -1
         self.alias = 0  # registers that may be another name of an input
         self.forward: dict[int, int] = {}  # pc -> output that its result may be written to
         self.deferred: dict[int, int] = {}  # output -> virtual register
         self.flags: dict[int, tuple[int, int]] = {}  # emit -> virtual registers of value and flag
-        self.partial: dict[int, None] = {}  # float sums with partials
+        self.partial: dict[int, bool] = {}  # float sums with partials
         self.keep = 0  # virtual registers, live to the end
         self.uses_fuel = False
         self.homes: dict[int, int] = {}  # loop's pc -> pinned registers that it assigns and that live on after it
@@ -134,6 +133,9 @@ class _Lowering:
     def survey(self) -> None:
         """What has to be known of later instructions: stores, loads, loops, sums and emits."""
         program, facts = self.program, self.facts
+        if not facts.has_blocks:
+            self._survey_straight()
+            return
         stores: list[tuple[int, int, int, int, bool]] = []
         sums: dict[int, int] = {}
         emits: dict[int, int] = {}
@@ -178,12 +180,39 @@ class _Lowering:
         self.alias, self.pinned = alias & ~pinned, pinned
         for acc, times in sums.items():
             if times > 1:
-                self.partial[acc] = None
+                self.partial[acc] = True
         for stream, times in emits.items():
             if times > 1:
                 size = program.emits[stream].dtype.type.size
                 self.flags[stream] = self._virtual(size), self._virtual(4)
                 self.pinned |= 1 << self.flags[stream][0] | 1 << self.flags[stream][1]
+        self._survey_stores(stores)
+
+    def _survey_straight(self) -> None:
+        """The same for a program without blocks: what nearly every formula is."""
+        program, kinds = self.program, p.KINDS
+        stores: list[tuple[int, int, int, int, bool]] = []
+        alias = 0
+        for pc, instruction in enumerate(program.code):
+            kind = kinds[instruction[0]]
+            if not kind:
+                continue
+            if kind == p.LOAD:
+                self.last_load = pc
+                alias |= 1 << instruction[1]
+            elif kind == p.STORE:
+                stores.append((pc, instruction[5], instruction[2], 0, False))
+            elif kind == p.MOV:
+                alias |= 1 << instruction[1]
+            elif kind == p.ACC:
+                acc = instruction[5]
+                if p.PLANS[instruction[0]].op.args[0].is_float and program.accumulators[acc].kind is AccKind.sum:
+                    if acc in self.partial:
+                        self.partial[acc] = True
+                    else:
+                        self.partial[acc] = False
+        self.alias = alias
+        self.partial = {acc: True for acc, twice in self.partial.items() if twice}
         self._survey_stores(stores)
 
     def _survey_stores(self, stores: list[tuple[int, int, int, int, bool]]) -> None:
@@ -292,7 +321,7 @@ class _Lowering:
         bits, aux, size, slot = one
         if slot < 0:
             need = 1 if size == 4 else 2
-            if SCRATCH_SLOTS - self.top + need > _UNIFORM_SLOTS or self.top - need < self.peak_next():
+            if SCRATCH_SLOTS - self.top + need > _UNIFORM_SLOTS or self.top - need < self.next:
                 slot = self.alloc(size)  # for this record only: filled in the body
                 self.emit(f"fill.{size}", slot, imm=bits, aux=aux, mask=0)
                 self.temporary.append((slot, size))
@@ -301,10 +330,6 @@ class _Lowering:
             slot = one[3] = self.top
             self.before += (self.address(f"fill.{size}"), slot, 0, 0, 0, bits, 0, 0, 0, aux)
         return slot
-
-    def peak_next(self) -> int:
-        """Slots that the body has used so far: never free for the prologue."""
-        return self.next
 
     # --- records ------------------------------------------------------------------------------------------------------
 
@@ -335,90 +360,175 @@ class _Lowering:
                 self._home(virtual, self.size[virtual])
         for _, flag in self.flags.values():
             self.emit("fill.4", self.loc[flag])
+        if self.facts.has_blocks:
+            self._run_blocks()
+        else:
+            self._run_straight()
+        return self._finish()
+
+    def _run_straight(self) -> None:
+        """Records of a program without blocks. Nothing is pinned, held or blended: only operands can die."""
         facts = self.facts
-        canonical, blend, live_out, held = facts.canonical, facts.blend, facts.live_out, facts.held
-        plans, loc, forward, out = p.PLANS, self.loc, self.forward, self.out
-        uniforms = self.uniforms
-        addresses = self.addresses
-        others = _OTHERS
+        canonical, live_out, keep = facts.canonical, facts.live_out, self.keep
+        fast, loc, forward, out, users = p.FAST, self.loc, self.forward, self.out, self.users
+        free4, free8 = self.free4, self.free8
+        address, addresses, plans = self.address, self.addresses, p.PLANS
+        temporary = self.temporary
+        have = self.have  # kept in self.have wherever a method looks at it
         for pc, instruction in enumerate(self.program.code):
-            op, dst, a, b, c, _ = instruction
-            kind, args, size, same, names, uniform_b, uniform_a, uniform_c, swap, _, _ = plan = plans[op]
-            self.pc = pc
-            wave = live_out[pc] | held[pc] | self.keep
-            if kind:
-                others[kind](self, instruction, plan, wave)
-                if self.temporary:
-                    self._drop_temporary()
-                if self.have & ~wave:
-                    self.drop(~wave)
-                continue
-            imm = aux = 0
-            bit = 1 << dst
-            la = loc[a]
-            if args == 1:
-                lb = lc = 0
-                if la < 0:
-                    la = self.vector(la)
-            else:
-                lb = loc[b]
-                lc = 0
-                if args == 3:
-                    lc = loc[c]
-                    if lc < 0:
-                        if uniform_c[0] and la >= 0 and lb >= 0:
-                            names = uniform_c
-                            imm, aux, _, _ = uniforms[~lc]
-                            lc = 0
-                        else:
-                            lc = self.vector(lc)
-                    if la < 0 and lb >= 0:  # a product: which factor is uniform does not matter
-                        la, lb = lb, la
-                if lb < 0:
-                    if uniform_b[0] and la >= 0 and names is plan.names:
-                        names = uniform_b
-                        imm, aux, _, _ = uniforms[~lb]
-                        lb = 0
-                    else:
-                        lb = self.vector(lb)
-                if la < 0:
-                    if uniform_a[0] and names is plan.names:
-                        names = uniform_a
-                        imm, aux, _, _ = uniforms[~la]
-                        la = 0
-                        if swap:
-                            la, lb = lb, 0
-                    else:
-                        la = self.vector(la)
-            name = names[canonical[pc]]
-            if blend[pc]:
-                target = self.alloc(size)
-            elif self.pinned & bit:
-                target = self._home(dst, size)
-            elif pc in forward:
-                self.drop(bit)
-                target = loc[dst] = PTR_OUTPUTS + forward[pc]
-            else:
-                if same:
-                    dying = self.have & (~wave | bit)
-                    if dying:
-                        self.drop(dying)
-                    target = self.alloc(size)
+            op, dst, a, b, _, _ = instruction
+            known = fast[op]
+            if known is None:
+                self.pc = pc
+                self.have = have
+                plan = plans[op]
+                wave = live_out[pc] | keep
+                if plan.kind:
+                    _OTHERS[plan.kind](self, instruction, plan, wave)
+                    if temporary:
+                        self._drop_temporary()
+                    if self.have & ~wave:
+                        self.drop(~wave)
                 else:
-                    target = self.alloc(size)
-                    self.drop(bit)
-                self.have |= bit
-                loc[dst] = target
-            out += (addresses.get(name) or self.address(name), target, la, lb, lc, imm, 0, pc, 0, aux)
-            if blend[pc]:
-                self.emit(f"blend.{size}", self._home(dst, size), target)
-                self.release(target, size)
+                    self._compute(pc, instruction, plan, wave)
+                have = self.have
+                continue
+            narrow, binary, names = known
+            wave = live_out[pc]
+            la = loc[a]
+            lb = imm = aux = 0
+            if binary:
+                lb = loc[b]
+                if la < 0 or lb < 0:
+                    self.pc = pc
+                    names, la, lb, imm, aux = self._uniform_operands(plans[op], la, lb)
+                if b != a and (b == dst or not wave >> b & 1):
+                    slot = loc[b]
+                    if 0 <= slot < SCRATCH_SLOTS:
+                        have &= ~(1 << b)
+                        users[slot] -= 1
+                        if not users[slot]:
+                            (free4 if narrow else free8).append(slot)
+            elif la < 0:
+                self.pc = pc
+                la = self.vector(la)
+            if a == dst or not wave >> a & 1:
+                slot = loc[a]
+                if 0 <= slot < SCRATCH_SLOTS:
+                    have &= ~(1 << a)
+                    users[slot] -= 1
+                    if not users[slot]:
+                        (free4 if narrow else free8).append(slot)
+            name = names[canonical[pc]]
+            bit = 1 << dst
+            if have & bit:
+                self.have = have
+                self.drop(bit)
+                have = self.have
+            if pc in forward:
+                target = PTR_OUTPUTS + forward[pc]
+            else:
+                if narrow and free4:
+                    target = free4.pop()
+                    users[target] = 1
+                elif free8 and not narrow:
+                    target = free8.pop()
+                    users[target] = 1
+                else:
+                    target = self.alloc(4 if narrow else 8)
+                have |= bit
+            loc[dst] = target
+            out += (addresses.get(name) or address(name), target, la, lb, 0, imm, 0, pc, 0, aux)
+            if temporary:
+                self._drop_temporary()
+            if not wave & bit:
+                self.have = have
+                self.drop(bit)
+                have = self.have
+
+    def _uniform_operands(self, plan: p.Plan, la: int, lb: int) -> tuple[tuple[str, str], int, int, int, int]:
+        """Handlers and operands of a binary instruction with a uniform operand, or two."""
+        if lb < 0 <= la and plan.uniform_b[0]:
+            imm, aux, _, _ = self.uniforms[~lb]
+            return plan.uniform_b, la, 0, imm, aux
+        if la < 0 <= lb and plan.uniform_a[0]:
+            imm, aux, _, _ = self.uniforms[~la]
+            return (plan.uniform_a, lb, 0, imm, aux) if plan.swap else (plan.uniform_a, 0, lb, imm, aux)
+        return plan.names, self.vector(la), self.vector(lb), 0, 0
+
+    def _run_blocks(self) -> None:
+        """Records of any program."""
+        live_out, held, keep = self.facts.live_out, self.facts.held, self.keep
+        plans = p.PLANS
+        for pc, instruction in enumerate(self.program.code):
+            plan = plans[instruction.op]
+            self.pc = pc
+            wave = live_out[pc] | held[pc] | keep
+            if plan.kind:
+                _OTHERS[plan.kind](self, instruction, plan, wave)
+            else:
+                self._compute(pc, instruction, plan, wave)
             if self.temporary:
                 self._drop_temporary()
-            dying = self.have & ~wave
-            if dying:
-                self.drop(dying)
-        return self._finish()
+            if self.have & ~wave:
+                self.drop(~wave)
+
+    def _compute(self, pc: int, instruction: Instr, plan: p.Plan, wave: int) -> None:
+        """A numeric instruction or function that does not trap."""
+        loc, dst, size = self.loc, instruction.dst, plan.size
+        names = plan.names
+        imm = aux = lb = lc = 0
+        bit = 1 << dst
+        la = loc[instruction.a]
+        if plan.args == 1:
+            la = self.vector(la)
+        elif plan.args == 2:
+            names, la, lb, imm, aux = self._operands(plan, la, loc[instruction.b])
+        else:
+            lb, lc = loc[instruction.b], loc[instruction.c]
+            if la < 0 <= lb:  # a product: which factor is uniform does not matter
+                la, lb = lb, la
+            if lc < 0 <= la and lb >= 0 and plan.uniform_c[0]:
+                names = plan.uniform_c
+                imm, aux, _, _ = self.uniforms[~lc]
+                lc = 0
+            elif lb < 0 <= la and plan.uniform_b[0]:
+                names = plan.uniform_b
+                imm, aux, _, _ = self.uniforms[~lb]
+                lb, lc = 0, self.vector(lc)
+            else:
+                la, lb, lc = self.vector(la), self.vector(lb), self.vector(lc)
+        name = names[self.facts.canonical[pc]]
+        blend = self.facts.blend[pc]
+        if blend:
+            target = self.alloc(size)
+        elif self.pinned & bit:
+            target = self._home(dst, size)
+        elif pc in self.forward:
+            self.drop(bit)
+            target = loc[dst] = PTR_OUTPUTS + self.forward[pc]
+        else:
+            if plan.same:
+                self.drop(~wave | bit)
+                target = self.alloc(size)
+            else:
+                target = self.alloc(size)
+                self.drop(bit)
+            self.have |= bit
+            loc[dst] = target
+        self.emit(name, target, la, lb, lc, imm, aux, 0)
+        if blend:
+            self.emit(f"blend.{size}", self._home(dst, size), target)
+            self.release(target, size)
+        if self.temporary:
+            self._drop_temporary()
+        if self.have & ~wave:
+            self.drop(~wave)
+
+    def _operands(self, plan: p.Plan, la: int, lb: int) -> tuple[tuple[str, str], int, int, int, int]:
+        if la < 0 or lb < 0:
+            return self._uniform_operands(plan, la, lb)
+        return plan.names, la, lb, 0, 0
 
     def _drop_temporary(self) -> None:
         for slot, size in self.temporary:
