@@ -122,19 +122,19 @@ def _data(found: dict[str, tuple[str, Maker]]) -> None:
     for masked, end in ((False, ""), (True, ".masked")):
         found["unreachable" + end] = ("unreachable", makers.unreachable(masked))
         for kind, size in (("8", 1), ("16", 2), ("bool", 1), ("f16", 2), ("bf16", 2)):
-            found[f"store.{kind}{end}"] = ("narrow.store" + end, makers.store(kind, size, masked))
+            group = "f16" if kind == "f16" else "narrow"
+            found[f"store.{kind}{end}"] = (f"{group}.store{end}", makers.store(kind, size, masked))
         for dtype in MemType:
-            found[f"table_get.{dtype.name}{end}"] = (
-                f"table_get.{dtype.type.name}{end}",
-                makers.table_get(dtype, masked),
-            )
+            group = dtype.type.name if dtype.is_identity else dtype.name
+            found[f"table_get.{dtype.name}{end}"] = (f"table_get.{group}{end}", makers.table_get(dtype, masked))
         for size in (4, 8):
             for verb in ("add", "and", "or", "xor", "min_s", "min_u", "max_s", "max_u"):
                 maker = makers.table_atomic(verb, size, masked)
                 found[f"table_{verb}.{size}{end}"] = (f"table_atomic.{size}{end}", maker)
     for dtype in MemType:
         if not dtype.is_identity:
-            found[f"load.{dtype.name}"] = ("narrow.load", makers.load(dtype))
+            group = "f16" if dtype is MemType.f16 else "narrow"
+            found[f"load.{dtype.name}"] = (group + ".load", makers.load(dtype))
 
 
 def _control(found: dict[str, tuple[str, Maker]]) -> None:
@@ -159,7 +159,7 @@ def _results(found: dict[str, tuple[str, Maker]]) -> None:
                 found[f"{t.name}.acc_{verb}{end}"] = (f"extreme.{t.name}{end}", results.extreme(t, verb, masked))
     for how in ("all", "masked", "flagged"):
         for kind, size in (("same", 4), ("same", 8), ("8", 1), ("16", 2), ("bool", 1), ("f16", 2), ("bf16", 2)):
-            group = f"emit.{how}" if kind == "same" else f"emit.{how}.narrow"
+            group = {"same": f"emit.{how}", "f16": f"emit.{how}.f16"}.get(kind, f"emit.{how}.narrow")
             name = f"emit.{8 * size if kind == 'same' else kind}.{how}"
             found[name] = (group, results.emit(kind, size, how))
 

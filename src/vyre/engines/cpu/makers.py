@@ -8,13 +8,16 @@ A maker returns the handler's text and the bodies that it calls.
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from typing import Final
 
+from vyre.engines.cpu import jit
 from vyre.engines.cpu.abi import LANES
 from vyre.engines.cpu.primitives import LLVM, Body, body, function, memory_body, trap
 from vyre.engines.cpu.skeleton import BLOCK, Made, Text, per_lane
 from vyre.engines.cpu.templates import fill
+from vyre.errors import EngineUnavailable
 from vyre.program.opcodes import MemType, Op
 
 Maker = Callable[[str], Made]
@@ -193,8 +196,18 @@ def narrowing(dtype: MemType) -> str:
     return str(8 * dtype.size)
 
 
+def _check_half(kind: str) -> None:
+    """LLVM would call a helper that a process need not have, and end the process over it."""
+    if kind == "f16" and platform.machine() == "x86_64" and not jit.host_has("f16c"):
+        raise EngineUnavailable(
+            "engine cpu converts f16 with F16C instructions, which this processor lacks",
+            fix="store bf16 or f32, or take engine reference",
+        )
+
+
 def narrow_body(kind: str, size: int) -> tuple[Body, str, str]:
     """The body of a store of ``kind`` into ``size`` bytes, its argument and its result type."""
+    _check_half(kind)
     result = INTEGER[size]
     arg = result if kind == "same" else "i32"
     return memory_body(f"store.{kind}", arg, result), arg, result
@@ -203,7 +216,12 @@ def narrow_body(kind: str, size: int) -> tuple[Body, str, str]:
 def load(dtype: MemType) -> Maker:
     """d := widened lane of input a."""
     arg, result = INTEGER[dtype.size], INTEGER[dtype.type.size]
-    return lambda symbol: elementwise(symbol, memory_body(f"load.{dtype.name}", arg, result), (arg,), result)
+
+    def make(symbol: str) -> Made:
+        _check_half(dtype.name)
+        return elementwise(symbol, memory_body(f"load.{dtype.name}", arg, result), (arg,), result)
+
+    return make
 
 
 def store(kind: str, size: int, masked: bool) -> Maker:
@@ -337,6 +355,7 @@ def table_get(dtype: MemType, masked: bool) -> Maker:
 
     def make(symbol: str) -> Made:
         raw, result = INTEGER[dtype.size], INTEGER[dtype.type.size]
+        _check_half(dtype.name)
         text = Text(symbol)
         one = gather_body(raw, masked)
         widening = memory_body("load.same" if dtype.is_identity else f"load.{dtype.name}", raw, result)

@@ -157,7 +157,35 @@ $counts
   %i.more = icmp ult i64 %i.next, %four
   br i1 %i.more, label %count, label %sum
 sum:
-  %b = phi i64 [ 0, %count ], [ %b.next, %sum ]
+  %eight = and i64 %aux, -8
+  %tiny = icmp eq i64 %eight, 0
+  br i1 %tiny, label %last, label %fold
+fold:
+  %g = phi i64 [ 0, %sum ], [ %g.next, %fold ]
+  %g0.at = getelementptr i32, ptr %copies, i64 %g
+  %g1.at = getelementptr i8, ptr %g0.at, i64 1024
+  %g2.at = getelementptr i8, ptr %g0.at, i64 2048
+  %g3.at = getelementptr i8, ptr %g0.at, i64 3072
+  %g0 = load <8 x i32>, ptr %g0.at, align 32
+  %g1 = load <8 x i32>, ptr %g1.at, align 32
+  %g2 = load <8 x i32>, ptr %g2.at, align 32
+  %g3 = load <8 x i32>, ptr %g3.at, align 32
+  %g01 = add <8 x i32> %g0, %g1
+  %g23 = add <8 x i32> %g2, %g3
+  %g.all = add <8 x i32> %g01, %g23
+  %g.wide = zext <8 x i32> %g.all to <8 x i64>
+  %g.bin = getelementptr i64, ptr %bins, i64 %g
+  %g.old = load <8 x i64>, ptr %g.bin, align 8
+  %g.new = add <8 x i64> %g.old, %g.wide
+  store <8 x i64> %g.new, ptr %g.bin, align 8
+  %g.next = add nuw nsw i64 %g, 8
+  %g.more = icmp ult i64 %g.next, %eight
+  br i1 %g.more, label %fold, label %last
+last:
+  %odd = icmp ult i64 %eight, %aux
+  br i1 %odd, label %bin, label %rest
+bin:
+  %b = phi i64 [ %eight, %last ], [ %b.next, %bin ]
   %s0.at = getelementptr i32, ptr %copies, i64 %b
   %s1.at = getelementptr i8, ptr %s0.at, i64 1024
   %s2.at = getelementptr i8, ptr %s0.at, i64 2048
@@ -176,9 +204,9 @@ sum:
   store i64 %bin.new, ptr %bin.at, align 8
   %b.next = add nuw nsw i64 %b, 1
   %b.more = icmp ult i64 %b.next, %aux
-  br i1 %b.more, label %sum, label %rest, !llvm.loop !0
+  br i1 %b.more, label %bin, label %rest, !llvm.loop !0
 rest:
-  %from = phi i64 [ 0, %$from ], [ %four, %sum ]
+  %from = phi i64 [ 0, %$from ], [ %four, %last ], [ %four, %bin ]
   %none = icmp eq i64 %from, $n
   br i1 %none, label %leave, label %one
 one:
