@@ -272,9 +272,9 @@ class Stream:
 
     def _feed(self) -> None:
         """Start reads, and hand chunks that have arrived to the engine, as far as memory allows."""
-        if len(self._items) + len(self._finished) >= self._ahead():
-            return
-        self._reader.submit()
+        if len(self._items) + len(self._finished) < self._ahead():
+            self._reader.submit()
+        # Always look: the read that everybody waits for may be behind others that have overtaken it.
         timeout_s = 0.0 if self._items else 0.05
         for arrived in self._reader.ready(timeout_s):
             if arrived.error is not None:
@@ -282,9 +282,8 @@ class Stream:
                 self._errors[arrived.chunk.index] = arrived.error
                 self._finished[arrived.chunk.index] = (arrived.chunk, ItemResult(fault=fault))
                 self._reader.release(arrived)
-                continue
-            self._start(arrived)
-        self._reader.submit()
+            else:
+                self._start(arrived)
 
     def _ahead(self) -> int:
         """Chunks out at a time: enough for all workers and the pool, no more than memory is meant for."""
