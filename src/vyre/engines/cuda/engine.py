@@ -125,7 +125,7 @@ class CudaEngine:
         if fit < 1:
             raise EngineUnavailable(f"{dev.name} cannot hold one block of the kernel")
         self.per_multiprocessor = min(fit, per_sm)
-        self._shared_of_warp = shared // abi.WARPS_PER_BLOCK // 16 * 16
+        self._shared_of_warp = (shared - abi.LAUNCH_BYTES) // abi.WARPS_PER_BLOCK // 16 * 16
         self._pinned = Pool(dev.pinned, _POOL_CHUNK)
         self._device_pool = Pool(lambda n: (dev.memory(n),) * 2, _POOL_CHUNK)
         self.residency = Residency(

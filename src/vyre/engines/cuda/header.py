@@ -40,6 +40,7 @@ def header() -> str:
         define(name, getattr(abi, name))
     define("TILE_NS", abi.TILE_NS)
     define("FRAME_BYTES", abi.FRAME_BYTES)
+    define("LAUNCH_BYTES", abi.LAUNCH_BYTES)
     define("KEPT_BYTES", abi.KEPT_BYTES)
     define("SLOT_BYTES", layout.SLOT_BYTES)
     define("RECORD_BYTES", layout.RECORD_BYTES)

@@ -42,6 +42,7 @@ _LEFT, _FINAL, _UNFINISHED, _BROKEN, _APPLIED = (
     _FIELDS[n] for n in ("left", "final_tail", "unfinished", "broken", "applied")
 )
 _FENCE: Final = int(Opcode.BATCH_FENCE)
+_FENCE_BYTES: Final = _FENCE.to_bytes(4, "little")
 _PUBLISHED: Final = int(Status.PUBLISHED)
 THREADS: Final = abi.WARP * abi.WARPS_PER_BLOCK
 KEEPER_S: Final = 0.005
@@ -101,7 +102,8 @@ class Residency:
         self.records: NDArray[Any] = array_at(host + offsets[2], RECORD_DTYPE, capacity)
         self._update_words = view(host + offsets[3], 8 * abi.UPDATE_ENTRIES).cast("Q")
         self.arena = Arena(host + offsets[4], arena_bytes, abi.UNIT, abi.TABLE_BYTES)
-        self._busy = np.zeros(capacity, np.bool_)  # published and not yet collected
+        self._busy = bytearray(capacity)  # 1: published and not yet collected
+        self._busy_array: NDArray[Any] = np.frombuffer(self._busy, np.uint8)
         self.published = 0
         self._fences = 0
         self._updates = 0
@@ -126,7 +128,7 @@ class Residency:
             ("control", control), ("slots", slots), ("records", records), ("updates", updates), ("arena_host", arena),
             ("arena", device_arena), ("engine", engine), ("jobs", jobs), ("handed", queue), ("suspended", suspended),
             ("words", words), ("capacity_log2", self._shift), ("handed_log2", handed.bit_length() - 1),
-            ("arena_units", arena_bytes // abi.UNIT), ("shared_bytes", shared_bytes // abi.WARPS_PER_BLOCK // 16 * 16),
+            ("arena_units", arena_bytes // abi.UNIT), ("shared_bytes", (shared_bytes - abi.LAUNCH_BYTES) // abi.WARPS_PER_BLOCK // 16 * 16),
         ):  # fmt: skip
             launch[name] = value
         self._argument = (ctypes.c_void_p * 1)(launch.ctypes.data)
@@ -177,9 +179,7 @@ class Residency:
         self._launch["generation"] = self.generation
         self.device.enter()
         try:
-            self.device.launch(
-                blocks, threads, self.shared_bytes * threads // THREADS, ctypes.addressof(self._argument)
-            )
+            self.device.launch(blocks, threads, self.shared_bytes, ctypes.addressof(self._argument))
         except DeviceLost:
             self._control[_BROKEN] = self.generation
             raise
@@ -277,19 +277,19 @@ class Residency:
             at = sequence & self._mask
             if self._busy[at]:
                 return None
-            flags = self.arena.dirty and self._flush_updates()
             words = self._slot_words
             base = 16 * at
-            words[base] = 0
-            self._slot_bytes[64 * at : 64 * at + 64] = slot
-            words[base + 9] = (
-                words[base + 9] | (abi.UPDATE_FLAG if flags else 0) | (sequence >> self._shift & 0xFFFF) << 16
-            )
-            self._busy[at] = True
+            lap = (sequence >> self._shift & 0xFFFF) << 16
+            if self.arena.dirty and self._flush_updates():
+                lap |= abi.UPDATE_FLAG
+            self._slot_bytes[64 * at : 64 * at + 64] = slot  # its status is EMPTY
+            # Flags behind the words of their sector, status behind everything: what a poller relies on.
+            words[base + 9] |= lap
+            self._busy[at] = 1
             words[base] = _PUBLISHED
             self.published = sequence + 1
             c = self._control
-            if words[base + 1] == _FENCE:
+            if slot[4:8] == _FENCE_BYTES:
                 self._fences += 1
                 c[_FENCES] = self._fences
             c[_TAIL] = sequence + 1
@@ -314,7 +314,7 @@ class Residency:
         pieces = []
         while done < n:  # at most two pieces: the ring's end and its start
             count = min(n - done, self.capacity - at)
-            if self._busy[at : at + count].any():
+            if self._busy_array[at : at + count].any():
                 return None
             pieces.append((at, done, count))
             done += count
@@ -327,7 +327,7 @@ class Residency:
             words[:, 9] |= ((first + done) >> self._shift & 0xFFFF) << 16
             if not done:
                 words[0, 9] |= flags
-            self._busy[at : at + count] = True
+            self._busy_array[at : at + count] = 1
         for at, _, count in pieces:
             self.slots["status"][at : at + count] = _PUBLISHED
         fences = int((items["opcode"] == _FENCE).sum())
@@ -396,10 +396,10 @@ class Residency:
         at = first & self._mask
         count = min(n, self.capacity - at)
         found = self.records[at : at + count].copy()
-        self._busy[at : at + count] = False
+        self._busy_array[at : at + count] = 0
         if count < n:
             found = np.concatenate([found, self.records[: n - count]])
-            self._busy[: n - count] = False
+            self._busy_array[: n - count] = 0
         return found
 
     def collect_one(self, sequence: int) -> tuple[int, int, int, int, int]:
@@ -408,12 +408,12 @@ class Residency:
         w = self._record_words
         base = 8 * at
         answer = (w[base + 1] & 0xFFFF_FFFF, w[base + 1] >> 32, w[base + 2] & 0xFFFF_FFFF, w[base + 3], w[base + 4])
-        self._busy[at] = False
+        self._busy[at] = 0
         return answer
 
     @property
     def free_slots(self) -> int:
-        return self.capacity - int(self._busy.sum())
+        return self._busy.count(0)
 
     # --- the end --------------------------------------------------------------------------------------------------
 

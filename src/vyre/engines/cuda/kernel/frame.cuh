@@ -9,11 +9,16 @@
 
 extern __shared__ __align__(16) unsigned char shared_bytes[];
 #define SHARED(T, at) (*(T*)(shared_bytes + (at)))
+// The kernel's argument, copied once per block: out-of-line functions would read a parameter through local windows.
+#define launch SHARED(Launch, 0)
+
+struct Item { u64 sequence, first, count, started; u32 opcode, binding; };
 
 struct Frame {
+  Item item;             // what this warp works on
   u64 program, binding;  // device addresses
   u64 acc;               // of the accumulators' descriptors; those of emits follow
-  u64 base;              // global index of position 0
+  u64 base, elements;    // global index of position 0; elements behind it
   u64 end;               // global index behind the item's last element
   u64 pass;              // global index of the pass's first element
   u64 fault;             // lowest trap so far, NO_FAULT when none
@@ -25,7 +30,7 @@ struct Frame {
   u32 code_at, slot_at, stack_at, lane_at, kept_at, plane_at, io_at;
   u32 width, page, record_count, fuel, fuel_plane;
   u32 io, tables, accumulators, emits, float_sums, slots, constant_slots, tiles;
-  u32 program_flags, binding_unit;
+  u32 program_flags, set_up;  // set_up: 1 when the frame holds item.opcode's program and item.binding
 };
 static_assert(sizeof(Frame) <= FRAME_BYTES, "abi.FRAME_BYTES");
 #define REFUSED(code) (1ull << 63 | (code))  // an engine's refusal: above every trap, no place

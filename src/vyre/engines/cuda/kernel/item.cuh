@@ -2,16 +2,14 @@
 #pragma once
 #include "tile.cuh"
 
-struct Item { u64 sequence, first, count, started; u32 opcode, binding; };
-
-D u64 record_at(const Launch& launch, u64 sequence) {
+D u64 record_at(u64 sequence) {
   return launch.records + RECORD_BYTES * (sequence & ((1ull << launch.capacity_log2) - 1));
 }
 
 // Body first, then the sequence with release at system scope: pairs with the reader's acquire of sequence_plus_1.
 // The caller's warp has synchronised, so lane 0's release also covers what other lanes wrote.
-D void write_record(const Launch& launch, u64 sequence, u32 opcode, u64 fault, u64 value, u64 started) {
-  Record* r = (Record*)record_at(launch, sequence);
+D void write_record(u64 sequence, u32 opcode, u64 fault, u64 value, u64 started) {
+  Record* r = (Record*)record_at(sequence);
   bool ok = fault == NO_FAULT;
   bool refused = !ok && (fault >> 63) != 0;  // an engine's refusal: code in the low bits, no place
   r->status = ok ? STATUS_DONE : STATUS_FAULT;
@@ -26,7 +24,7 @@ D void write_record(const Launch& launch, u64 sequence, u32 opcode, u64 fault, u
   store_release_sys(&r->sequence_plus_1, sequence + 1);
 }
 
-D void count_done(const Launch& launch, u64 n) { bump_gpu(&((Engine*)launch.engine)->done[0], n); }
+D void count_done(u64 n) { bump_gpu(&((Engine*)launch.engine)->done[0], n); }
 
 D u64 over_lanes(u64 v, u32 kind) {
   for (u32 s = 16; s >= 1; s /= 2) {
@@ -73,12 +71,12 @@ D_CALL void clear_scratch(u32 base_at, bool alone) {
 
 // Results of an item whose last tile is done, then its record. Counts of a histogram are made in device memory, where
 // they can be atomic, and copied to the result here.
-D_CALL void finish(const Launch& launch, u32 base_at, const Item& item, u64 fault, bool alone) {
+D_CALL void deliver_rest(u32 base_at, bool alone) {
   Frame& f = SHARED(Frame, base_at);
   const u32 lane = threadIdx.x & 31;
   const uint4* acc = (const uint4*)f.acc;
   u64* results = (u64*)f.results;
-  if (f.accumulators) fence_gpu();
+  fence_gpu();
   __syncwarp();
   for (u32 i = 0; i < f.accumulators; ++i) {
     uint4 d = acc[i];
@@ -90,38 +88,41 @@ D_CALL void finish(const Launch& launch, u32 base_at, const Item& item, u64 faul
     }
   }
   __syncwarp();
-  if (lane == 0) {
-    write_record(launch, item.sequence, item.opcode, fault, 0, item.started);
-    count_done(launch, 1);
-  }
-  __syncwarp();
 }
 
-D_CALL void refuse(const Launch& launch, const Item& item, u32 code) {
+D void report(Frame& f, u64 fault, u64 value) {
+  __syncwarp();
   if ((threadIdx.x & 31) == 0) {
-    write_record(launch, item.sequence, item.opcode, REFUSED(code), 0, item.started);
-    count_done(launch, 1);
+    write_record(f.item.sequence, f.item.opcode, fault, value, f.item.started);
+    count_done(1);
   }
   __syncwarp();
 }
 
 // Items of at most one tile: this warp does everything.
-D_CALL void run_alone(const Launch& launch, u32 base_at, const Item& item) {
+D void run_alone(u32 base_at) {
   Frame& f = SHARED(Frame, base_at);
   const u32 lane = threadIdx.x & 31;
-  if (lane == 0) f.end = item.first + item.count;
+  if (lane == 0) { f.end = f.item.first + f.item.count; f.fault = NO_FAULT; }
   __syncwarp();
-  clear_scratch(base_at, true);
-  __syncwarp();
-  if (item.count) run_tile(base_at, item.first);
-  __syncwarp();
-  deliver(base_at, true);
-  finish(launch, base_at, item, f.fault, true);
+  if (f.accumulators) {
+    begin_accumulators(f, lane);
+    clear_scratch(base_at, true);
+    __syncwarp();
+  }
+  if (f.item.count) run_tile(base_at, f.item.first);
+  if (f.accumulators) {
+    __syncwarp();
+    deliver(base_at, true);
+    deliver_rest(base_at, true);
+  }
+  report(f, f.fault, 0);
 }
 
 // Control items work on the session's words. Lane 0.
-D void control_item(const Launch& launch, const Item& item, u32 high_word) {
-  u32 at = item.binding, operand = (u32)item.first;
+D_CALL void control_item(u32 base_at) {
+  const Item& item = SHARED(Frame, base_at).item;
+  u32 at = item.binding, operand = low(item.first), replacement = high(item.first);
   u64 value = 0, fault = NO_FAULT;
   u32* word = (u32*)launch.words + at;
   if (item.opcode == OPCODE_NOP) {
@@ -130,35 +131,35 @@ D void control_item(const Launch& launch, const Item& item, u32 high_word) {
     else if (item.opcode == OPCODE_STORE_U32) atomicExch(word, operand);
     else if (item.opcode == OPCODE_ATOMIC_ADD) value = atomicAdd(word, operand);
     else if (item.opcode == OPCODE_LOAD_U32) value = load_relaxed_gpu(word);
-    else value = atomicCAS(word, operand, high_word);
+    else value = atomicCAS(word, operand, replacement);
   } else {
     fault = REFUSED(FAULT_UNKNOWN_OPCODE);
   }
-  write_record(launch, item.sequence, item.opcode, fault, value, item.started);
-  count_done(launch, 1);
+  write_record(item.sequence, item.opcode, fault, value, item.started);
+  count_done(1);
 }
 
 // --- items of several tiles ----------------------------------------------------------------------------------------
 
-D Job* job_of(const Launch& launch, u64 sequence) {
+D Job* job_of(u64 sequence) {
   return (Job*)launch.jobs + (sequence & ((1ull << launch.capacity_log2) - 1));
 }
 D u64 tag_of(u64 sequence) { return sequence & ((1ull << (64 - CURSOR_BITS)) - 1); }
 #define CURSOR_MASK ((1ull << CURSOR_BITS) - 1)
 
-D bool is_closing(const Launch& launch) {
+D bool is_closing() {
   return load_relaxed_gpu(&((Engine*)launch.engine)->closing[0]) >= launch.generation;
 }
 
-D u64 entry_of(const Launch& launch, u64 ticket, u32 kind, u64 payload) {
+D u64 entry_of(u64 ticket, u32 kind, u64 payload) {
   return payload << 18 | (u64)kind << 16 | (((ticket >> launch.handed_log2) + 1) & 0xFFFF);
 }
-D u64* handed_at(const Launch& launch, u64 ticket) {
+D u64* handed_at(u64 ticket) {
   return (u64*)launch.handed + (ticket & ((1ull << launch.handed_log2) - 1));
 }
 
 // Ask waiting warps to help: fills tickets that are held by nobody's item.
-D void invite(const Launch& launch, u64 sequence, u64 remaining) {
+D void invite(u64 sequence, u64 remaining) {
   Engine* e = (Engine*)launch.engine;
   const u32 lane = threadIdx.x & 31;
   u64 n = 0, from = 0;
@@ -173,20 +174,19 @@ D void invite(const Launch& launch, u64 sequence, u64 remaining) {
   n = __shfl_sync(FULL, n, 0);
   from = __shfl_sync(FULL, from, 0);
   fence_gpu();  // pairs with the fence after a ticket was seen filled: the job is written before it is offered
-  for (u64 i = lane; i < n; i += 32) store_relaxed_gpu(handed_at(launch, from + i), entry_of(launch, from + i, HANDED_HELP, sequence));
+  for (u64 i = lane; i < n; i += 32) store_relaxed_gpu(handed_at(from + i), entry_of(from + i, HANDED_HELP, sequence));
 }
 
 // Take tiles of a job until none is left or the stay is over. The opener also invites and, when it must leave early,
 // puts the job on the list that the next stay starts with.
-D_CALL void take_part(const Launch& launch, u32 base_at, u64 sequence, bool opener) {
+D_CALL void take_part(u32 base_at, u64 sequence, bool opener) {
   Frame& f = SHARED(Frame, base_at);
   const u32 lane = threadIdx.x & 31;
-  Job* job = job_of(launch, sequence);
+  Job* job = job_of(sequence);
   u64 warps = (u64)gridDim.x * (blockDim.x / 32);
   u64 tag = ~0ull, mine = 0, tiles = 0;
-  Item item;
   for (;;) {
-    if (is_closing(launch)) break;
+    if (is_closing()) break;
     // One tile at a time near the end and for few tiles, up to four for many.
     u64 at = 0;
     u32 run = 1;
@@ -207,15 +207,23 @@ D_CALL void take_part(const Launch& launch, u32 base_at, u64 sequence, bool open
       tag = now_tag;
       tiles = job->tiles;
       if (tile >= tiles) break;
-      item.sequence = job->sequence; item.first = job->first; item.count = job->count;
-      item.opcode = job->opcode; item.binding = job->binding; item.started = job->started;
-      if (set_up(base_at, launch, item.opcode, item.binding, lane)) break;  // cannot happen: the opener checked
-      if (lane == 0) f.end = item.first + item.count;
+      if (!opener || f.item.sequence != job->sequence || !f.set_up) {
+        __syncwarp();
+        if (lane == 0) {
+          f.item.sequence = job->sequence; f.item.first = job->first; f.item.count = job->count;
+          f.item.opcode = job->opcode; f.item.binding = job->binding; f.item.started = job->started;
+          f.set_up = 0;
+        }
+        __syncwarp();
+        if (set_up(base_at)) break;  // cannot happen: the opener checked
+      }
+      if (lane == 0) { f.end = f.item.first + f.item.count; f.fault = NO_FAULT; }
+      begin_accumulators(f, lane);
       __syncwarp();
     }
     if (tile >= tiles) break;
     for (u32 k = 0; k < run && tile + k < tiles; ++k) {
-      u64 element = item.first + (tile + k) * TILE;
+      u64 element = f.item.first + (tile + k) * TILE;
       if (load_relaxed_gpu(&job->fault) >> 20 >= element) run_tile(base_at, element);
       __syncwarp();
       ++mine;
@@ -224,7 +232,7 @@ D_CALL void take_part(const Launch& launch, u32 base_at, u64 sequence, bool open
       if (lane == 0) min_gpu(&job->fault, f.fault);
       __syncwarp();
     }
-    if (opener && tiles > tile + run) invite(launch, sequence, tiles - tile - run);
+    if (opener && tiles > tile + run) invite(sequence, tiles - tile - run);
   }
   if (mine) {
     deliver(base_at, false);
@@ -234,8 +242,8 @@ D_CALL void take_part(const Launch& launch, u32 base_at, u64 sequence, bool open
     before = __shfl_sync(FULL, before, 0);
     if (before + mine == tiles) {
       fence_sys();
-      u64 fault = load_relaxed_gpu(&job->fault);
-      finish(launch, base_at, item, fault, false);
+      deliver_rest(base_at, false);
+      report(f, load_relaxed_gpu(&job->fault), 0);
     }
   }
   if (opener && lane == 0 && tag == tag_of(sequence)) {
@@ -251,55 +259,63 @@ D_CALL void take_part(const Launch& launch, u32 base_at, u64 sequence, bool open
   __syncwarp();
 }
 
-D_CALL void open_job(const Launch& launch, u32 base_at, const Item& item, u64 tiles) {
+D_CALL void open_job(u32 base_at, u64 tiles) {
+  Frame& f = SHARED(Frame, base_at);
   const u32 lane = threadIdx.x & 31;
+  const u64 sequence = f.item.sequence;
   clear_scratch(base_at, false);
   if (lane == 0) {
-    Job* job = job_of(launch, item.sequence);
-    job->done = 0; job->fault = NO_FAULT; job->sequence = item.sequence; job->first = item.first; job->count = item.count;
-    job->binding = item.binding; job->opcode = item.opcode; job->tiles = tiles; job->started = item.started;
+    Job* job = job_of(sequence);
+    job->done = 0; job->fault = NO_FAULT; job->sequence = sequence; job->first = f.item.first; job->count = f.item.count;
+    job->binding = f.item.binding; job->opcode = f.item.opcode; job->tiles = tiles; job->started = f.item.started;
   }
   __syncwarp();
   fence_gpu();
   // The cursor last: whoever draws a tile from it finds the job written.
-  if (lane == 0) store_release_gpu(&job_of(launch, item.sequence)->cursor, tag_of(item.sequence) << CURSOR_BITS);
+  if (lane == 0) store_release_gpu(&job_of(sequence)->cursor, tag_of(sequence) << CURSOR_BITS);
   __syncwarp();
-  invite(launch, item.sequence, tiles - 1);
-  take_part(launch, base_at, item.sequence, true);
+  invite(sequence, tiles - 1);
+  take_part(base_at, sequence, true);
 }
 
-// What a slot asks for. Words of the slot: lane k < 4 holds words 4 k .. 4 k + 3. May be alone with one tile or not.
-D Item item_of(u64 sequence, uint4 words, u64 started) {
-  Item item;
-  item.sequence = sequence;
-  item.opcode = __shfl_sync(FULL, words.y, 0);
-  item.binding = __shfl_sync(FULL, words.x, 1);
-  item.first = join(__shfl_sync(FULL, words.y, 1), __shfl_sync(FULL, words.z, 1));
-  item.count = join(__shfl_sync(FULL, words.w, 1), __shfl_sync(FULL, words.x, 2));
-  item.started = started;
-  return item;
+// What a slot asks for, into the frame. Lane k < 4 holds words 4 k .. 4 k + 3 of the slot. A frame that is set up for
+// the same program and binding stays so: bindings do not change, and `set_up` is cleared when the arena does.
+D void take_item(u32 base_at, u64 sequence, uint4 words, u64 started) {
+  Frame& f = SHARED(Frame, base_at);
+  const u32 lane = threadIdx.x & 31;
+  u32 opcode = __shfl_sync(FULL, words.y, 0), count_high = __shfl_sync(FULL, words.x, 2);
+  if (lane == 1) {
+    if (f.item.opcode != opcode || f.item.binding != words.x) f.set_up = 0;
+    f.item.sequence = sequence;
+    f.item.opcode = opcode;
+    f.item.binding = words.x;
+    f.item.first = join(words.y, words.z);
+    f.item.count = join(words.w, count_high);
+    f.item.started = started;
+  }
+  __syncwarp();
 }
 
-// Run an item. With `only_quick`, returns false without having done anything when it should go to a worker.
-D_CALL bool run_item(const Launch& launch, u32 base_at, const Item& item, bool only_quick) {
+// Run the frame's item. With `only_quick`, returns false without having done anything when it should go to a worker.
+D bool run_item(u32 base_at, bool only_quick) {
   const u32 lane = threadIdx.x & 31;
   Frame& f = SHARED(Frame, base_at);
-  if (item.opcode < PROGRAM_FIRST) {
-    // A compare-and-swap's new value is in first_high.
-    if (lane == 0) control_item(launch, item, high(item.first));
+  if (f.item.opcode < PROGRAM_FIRST) {
+    if (lane == 0) control_item(base_at);
     __syncwarp();
     return true;
   }
-  u32 code = set_up(base_at, launch, item.opcode, item.binding, lane);
-  if (code) { refuse(launch, item, code); return true; }
-  if (only_quick && !(f.program_flags & PROGRAM_QUICK && item.count <= TILE)) return false;
-  u64 last = f.base;
-  const BindingHeader* b = (const BindingHeader*)f.binding;
-  if (item.first < last || item.first % TILE || item.count > b->elements || item.first - last > b->elements - item.count) {
-    refuse(launch, item, FAULT_BAD_BINDING);
-    return true;
+  if (!f.set_up) {
+    u32 code = set_up(base_at);
+    if (code) { report(f, REFUSED(code), 0); return true; }
+    __syncwarp();
+    if (lane == 0) f.set_up = 1;
+    __syncwarp();
   }
-  if (item.count <= TILE) run_alone(launch, base_at, item);
-  else open_job(launch, base_at, item, (item.count + TILE - 1) / TILE);
+  u64 first = f.item.first, count = f.item.count, base = f.base, elements = f.elements;
+  if (only_quick && !(f.program_flags & PROGRAM_QUICK && count <= TILE)) return false;
+  if (first < base || first % TILE || count > elements || first - base > elements - count) report(f, REFUSED(FAULT_BAD_BINDING), 0);
+  else if (count <= TILE) run_alone(base_at);
+  else open_job(base_at, (count + TILE - 1) / TILE);
   return true;
 }

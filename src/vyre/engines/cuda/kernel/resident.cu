@@ -7,11 +7,11 @@
 
 #define WARP_ID (threadIdx.x / 32)
 
-D void leave_broken(const Launch& launch) {
+D void leave_broken() {
   store_relaxed_gpu(&((Control*)launch.control)->broken, launch.generation);
 }
 
-D void worker(const Launch& launch, u32 base_at) {
+D void worker(u32 base_at) {
   Engine* e = (Engine*)launch.engine;
   const u32 lane = threadIdx.x & 31, parity = (u32)(launch.generation & 1);
   const u64 born = now_ns();
@@ -20,7 +20,7 @@ D void worker(const Launch& launch, u32 base_at) {
     // Either the poller sees this warp in `started`, or this warp sees `closing`: both sides fence in between.
     add_gpu(&e->started[parity], 1ull);
     fence_sc_gpu();
-    late = is_closing(launch);
+    late = is_closing();
   }
   late = __shfl_sync(FULL, late, 0);
   while (!late) {
@@ -31,14 +31,14 @@ D void worker(const Launch& launch, u32 base_at) {
     u32 pause = 32, polls = 0;
     bool lost = false;
     for (;;) {
-      entry = load_relaxed_gpu(handed_at(launch, ticket));
+      entry = load_relaxed_gpu(handed_at(ticket));
       entry = __shfl_sync(FULL, entry, 0);
       if ((entry & 0xFFFF) == lap) break;
       __nanosleep(pause);
       pause = pause < 512 ? pause * 2 : 512;
       if ((++polls & 255) == 0 && __shfl_sync(FULL, (u32)(now_ns() - born > launch.hard_ns), 0)) { lost = true; break; }
     }
-    if (lost) { if (lane == 0) leave_broken(launch); break; }
+    if (lost) { if (lane == 0) leave_broken(); break; }
     fence_gpu();  // pairs with the fence before the entry was written
     u32 kind = (u32)(entry >> 16) & 3;
     u64 payload = entry >> 18;
@@ -48,9 +48,12 @@ D void worker(const Launch& launch, u32 base_at) {
       uint4 words = make_uint4(0, 0, 0, 0);
       if (lane < 4) words = load_relaxed_sys((const uint4*)slot + lane);
       fence_sys();  // the one acquire of this item: its streams and tables were written before it was published
-      run_item(launch, base_at, item_of(payload, words, now_ns()), false);
+      if (lane == 0) SHARED(Frame, base_at).set_up = 0;
+      __syncwarp();
+      take_item(base_at, payload, words, now_ns());
+      run_item(base_at, false);
     } else {
-      take_part(launch, base_at, payload, kind == HANDED_RESUME);
+      take_part(base_at, payload, kind == HANDED_RESUME);
     }
   }
   __syncwarp();
@@ -58,7 +61,7 @@ D void worker(const Launch& launch, u32 base_at) {
 }
 
 // Code and bindings that the host wrote since: from the host's arena to the same places of the device's.
-D_CALL u64 apply_updates(const Launch& launch, u64 applied, u64 updates) {
+D_CALL u64 apply_updates(u64 applied, u64 updates) {
   const u32 lane = threadIdx.x & 31;
   for (; applied < updates; ++applied) {
     u64 entry = load_acquire_sys((const u64*)launch.updates + (applied & (UPDATE_ENTRIES - 1)));
@@ -80,49 +83,50 @@ D_CALL u64 apply_updates(const Launch& launch, u64 applied, u64 updates) {
   return applied;
 }
 
-D void hand_over(const Launch& launch, u64 first, u64 n, u32 kind) {
+D void hand_over(u64 first, u64 n, u32 kind) {
   Engine* e = (Engine*)launch.engine;
   const u32 lane = threadIdx.x & 31;
   u64 from = 0;
   if (lane == 0) from = add_gpu(&e->handed[0], n);
   from = __shfl_sync(FULL, from, 0);
   fence_gpu();
-  for (u64 i = lane; i < n; i += 32) store_relaxed_gpu(handed_at(launch, from + i), entry_of(launch, from + i, kind, first + i));
+  for (u64 i = lane; i < n; i += 32) store_relaxed_gpu(handed_at(from + i), entry_of(from + i, kind, first + i));
 }
 
-D void poller(const Launch& launch, u32 base_at) {
+D void poller(u32 base_at) {
   Engine* e = (Engine*)launch.engine;
   Control* control = (Control*)launch.control;
   const u32 lane = threadIdx.x & 31, parity = (u32)(launch.generation & 1);
   const u64 mask = (1ull << launch.capacity_log2) - 1, born = now_ns();
   u64 next = e->next[0], fences = e->next[1], applied = e->next[2], worked = born;
-  bool lost = false;
+  bool lost = false, just_worked = false;
   // Big items that the last stay left unfinished go on first.
   u64 waiting = e->suspended[0];
   __syncwarp();
   if (lane == 0) e->suspended[0] = 0;
-  for (u64 i = 0; i < waiting; ++i) hand_over(launch, load_relaxed_gpu((u64*)launch.suspended + i), 1, HANDED_RESUME);
+  for (u64 i = 0; i < waiting; ++i) hand_over(load_relaxed_gpu((u64*)launch.suspended + i), 1, HANDED_RESUME);
   for (;;) {
     // Lanes 0-3: the next slot. Lanes 4-5: the host's control line. One request, one round trip.
     const uint4* from = lane < 4 ? (const uint4*)(launch.slots + SLOT_BYTES * (next & mask)) + lane : (const uint4*)control + (lane & 1);
     uint4 v = make_uint4(0, 0, 0, 0);
-    if (lane < 6) v = load_relaxed_sys(from);
+    if (lane < 6) v = load_acquire_sys(from);
     u64 now = now_ns();
     u64 tail = join(__shfl_sync(FULL, v.x, 4), __shfl_sync(FULL, v.y, 4));
     u64 stop = join(__shfl_sync(FULL, v.z, 5), __shfl_sync(FULL, v.w, 5));
     u32 status = __shfl_sync(FULL, v.x, 0), flags = __shfl_sync(FULL, v.y, 2), opcode = __shfl_sync(FULL, v.y, 0);
     now = __shfl_sync(FULL, now, 0);
+    if (just_worked) worked = now;
+    just_worked = false;
     if (stop >= launch.generation || now - born > launch.stay_ns) break;
     bool there = next < launch.limit && status == STATUS_PUBLISHED && (flags >> 16) == (u32)((next >> launch.capacity_log2) & 0xFFFF);
     if (tail > launch.limit) tail = launch.limit;
     if (there && tail <= next + 1 && !(flags & UPDATE_FLAG) && opcode != OPCODE_BATCH_FENCE) {
       // Alone. Words 8 .. 15 came in another sector than the status, but with a flags word of this lap, which is
       // written after them.
-      fence_sys();
-      Item item = item_of(next, v, now);
-      if (!run_item(launch, base_at, item, true)) hand_over(launch, next, 1, HANDED_ITEM);
+      take_item(base_at, next, v, now);
+      if (!run_item(base_at, true)) hand_over(next, 1, HANDED_ITEM);
       ++next;
-      worked = __shfl_sync(FULL, now_ns(), 0);
+      just_worked = true;
       continue;
     }
     if (there || tail > next) {
@@ -137,7 +141,11 @@ D void poller(const Launch& launch, u32 base_at) {
       host_fences = __shfl_sync(FULL, host_fences, 0);
       updates = __shfl_sync(FULL, updates, 0);
       if (tail > launch.limit) tail = launch.limit;
-      if (updates != applied) applied = apply_updates(launch, applied, updates);
+      if (updates != applied) {
+        applied = apply_updates(applied, updates);
+        if (lane == 0) SHARED(Frame, base_at).set_up = 0;
+        __syncwarp();
+      }
       u64 to = tail;
       bool at_fence = false;
       if (host_fences != fences && to > next) {
@@ -150,12 +158,12 @@ D void poller(const Launch& launch, u32 base_at) {
         }
       }
       if (to > next) {
-        hand_over(launch, next, to - next, HANDED_ITEM);
+        hand_over(next, to - next, HANDED_ITEM);
         next = to;
         worked = now;
       } else if (at_fence && load_relaxed_gpu(&e->done[0]) == next) {
         fence_sys();  // pairs with the fences before the counts: everything earlier is visible before what follows
-        if (lane == 0) { write_record(launch, next, OPCODE_BATCH_FENCE, NO_FAULT, 0, now); count_done(launch, 1); }
+        if (lane == 0) { write_record(next, OPCODE_BATCH_FENCE, NO_FAULT, 0, now); count_done(1); }
         ++next;
         ++fences;
         worked = now;
@@ -184,7 +192,7 @@ D void poller(const Launch& launch, u32 base_at) {
     // Openers may still invite: `handed` moves, and what they fill is as good as a mark.
     u64 from = first_time || handed > marked ? handed : marked;
     first_time = false;
-    for (u64 i = from + lane; i < head; i += 32) store_relaxed_gpu(handed_at(launch, i), entry_of(launch, i, HANDED_LEAVE, 0));
+    for (u64 i = from + lane; i < head; i += 32) store_relaxed_gpu(handed_at(i), entry_of(i, HANDED_LEAVE, 0));
     if (head > from) marked = head;
     if (__shfl_sync(FULL, (u32)(now_ns() - since > launch.hard_ns), 0)) { lost = true; break; }
   }
@@ -207,8 +215,12 @@ D void poller(const Launch& launch, u32 base_at) {
   }
 }
 
-extern "C" __global__ void __launch_bounds__(128, BLOCKS_PER_SM) vyre_resident(const __grid_constant__ Launch launch) {
-  u32 base_at = launch.shared_bytes * WARP_ID;
-  if (blockIdx.x == 0 && WARP_ID == 0) poller(launch, base_at);
-  else worker(launch, base_at);
+extern "C" __global__ void __launch_bounds__(128, BLOCKS_PER_SM) vyre_resident(const __grid_constant__ Launch argument) {
+  for (u32 i = threadIdx.x; i < sizeof(Launch) / 8; i += blockDim.x) SHARED(u64, 8 * i) = ((const u64*)&argument)[i];
+  __syncthreads();
+  u32 base_at = LAUNCH_BYTES + launch.shared_bytes * WARP_ID;
+  if ((threadIdx.x & 31) == 0) { SHARED(Frame, base_at).set_up = 0; SHARED(Frame, base_at).item.opcode = 0; }
+  __syncwarp();
+  if (blockIdx.x == 0 && WARP_ID == 0) poller(base_at);
+  else worker(base_at);
 }

@@ -2,10 +2,11 @@
 #pragma once
 #include "interpret.cuh"
 
-// Read the binding and its program into the warp's frame. All lanes; afterwards the code's first page is in place.
+// Read the item's binding and its program into the warp's frame. All lanes; afterwards the code's first page is in place.
 // Returns a fault code when the binding is not one of this opcode.
-D u32 set_up(u32 base_at, const Launch& launch, u32 opcode, u32 binding, u32 lane) {
+D_CALL u32 set_up(u32 base_at) {
   Frame& f = SHARED(Frame, base_at);
+  const u32 opcode = f.item.opcode, binding = f.item.binding, lane = threadIdx.x & 31;
   if (opcode < PROGRAM_FIRST || opcode - PROGRAM_FIRST >= MAX_PROGRAMS) return FAULT_UNKNOWN_OPCODE;
   const u32* arena = (const u32*)launch.arena;
   u32 image = arena[opcode - PROGRAM_FIRST];
@@ -39,7 +40,7 @@ D u32 set_up(u32 base_at, const Launch& launch, u32 opcode, u32 binding, u32 lan
   u64 operands = (u64)(b + 1);
   __syncwarp();
   if (lane == 0) {
-    f.program = (u64)p; f.acc = acc_at; f.binding = (u64)b; f.base = b->base;
+    f.program = (u64)p; f.acc = acc_at; f.binding = (u64)b; f.base = b->base; f.elements = b->elements;
     f.results = b->results; f.tile_sums = b->tile_sums; f.emit_counts = b->emit_counts; f.scratch = b->scratch;
     f.operands = operands; f.pool = pool_at; f.records = records_at;
     f.heap = launch.scratch + launch.scratch_bytes * ((u64)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32);
@@ -48,7 +49,6 @@ D u32 set_up(u32 base_at, const Launch& launch, u32 opcode, u32 binding, u32 lan
     f.width = width; f.page = 0; f.record_count = records; f.fuel = p->fuel; f.fuel_plane = p->fuel_plane;
     f.io = io; f.tables = p->tables; f.accumulators = accumulators; f.emits = emits; f.float_sums = p->float_sums;
     f.slots = slots; f.constant_slots = p->constant_slots; f.tiles = b->tiles; f.program_flags = p->flags;
-    f.binding_unit = binding; f.fault = NO_FAULT;
   }
   const u64* parameters = (const u64*)(operands + 16ull * (io + p->tables + emits + accumulators));
   for (u32 i = lane; i < slots; i += 32) {
@@ -61,13 +61,16 @@ D u32 set_up(u32 base_at, const Launch& launch, u32 opcode, u32 binding, u32 lan
     SHARED(uint4, slot_at + 16 * i) = make_uint4(low(v), high(v), low(v), high(v));
   }
   for (u32 i = lane; i < min(io, (u32)IO_IN_SHARED); i += 32) SHARED(uint4, io_at + 16 * i) = ((const uint4*)operands)[i];
-  const uint4* acc = (const uint4*)acc_at;
-  for (u32 i = 0; i < accumulators; ++i) {
-    uint4 d = acc[i];
-    SHARED(u64, lane_at + 256 * i + 8 * lane) = join(d.z, d.w);
-  }
   load_page(f, base_at, 0, lane);
   return 0;
+}
+
+// This warp's accumulators start at their identities.
+D void begin_accumulators(Frame& f, u32 lane) {
+  for (u32 i = 0; i < f.accumulators; ++i) {
+    uint4 d = ((const uint4*)f.acc)[i];
+    SHARED(u64, f.lane_at + 256 * i + 8 * lane) = join(d.z, d.w);
+  }
 }
 
 // Emits of one pass, in element order: vectors of the first half, then of the second; lanes; elements of a vector.
@@ -160,7 +163,7 @@ D_CALL void run_tile(u32 base_at, u64 tile) {
   for (; from < count; from += step) {
     __syncwarp();
     if (f.fault >> 20 < tile + from) break;  // a lower element has trapped: what follows cannot matter
-    if (lane == 0) { f.pass = tile + from; f.deadline = now_ns() + TILE_NS; }
+    if (lane == 0) { f.pass = tile + from; if (f.fuel_plane != NO_PLANE) f.deadline = now_ns() + TILE_NS; }
     if (lane < width) {
       if (f.fuel_plane != NO_PLANE) {
         u32 zero[8] = {0, 0, 0, 0, 0, 0, 0, 0};
