@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +55,16 @@ class Report:
         return "\n".join([line, *self.notes])
 
 
+Facts: TypeAlias = tuple[str, int, int, float, list[str]]
+"""A report that nobody has asked for yet: engine, elements, bytes in memory, seconds, notes."""
+
+
+def report_of(facts: Facts) -> Report:
+    """The report of a run over arrays."""
+    engine, elements, size, seconds, notes = facts
+    return Report(engine, elements, {"in memory": size} if size else {}, seconds, seconds, notes)
+
+
 class Result:
     """Outputs, emits and accumulators of one run, by name. The arrays are the caller's.
 
@@ -62,17 +72,28 @@ class Result:
     Accumulators are NumPy scalars, histograms i64 arrays.
     """
 
-    __slots__ = ("_item", "_names", "_program", "_shape", "_values", "fault", "report")
+    __slots__ = ("_item", "_program", "_report", "_shape", "_values")
 
     def __init__(
-        self, program: Program, item: ItemResult, report: Report, shape: tuple[int, ...] | None = None
+        self, program: Program, item: ItemResult, report: Report | Facts, shape: tuple[int, ...] | None = None
     ) -> None:
         self._program = program
         self._item = item
         self._shape = shape
         self._values: dict[str, Any] | None = None
-        self.fault: Fault | None = item.fault
-        self.report = report
+        self._report = report
+
+    @property
+    def fault(self) -> Fault | None:
+        """What stopped the run, when it was to be reported instead of raised."""
+        return self._item.fault
+
+    @property
+    def report(self) -> Report:
+        """How the run went."""
+        if isinstance(self._report, tuple):
+            self._report = report_of(self._report)
+        return self._report
 
     @classmethod
     def of(cls, program: Program, values: dict[str, Any], report: Report) -> Result:

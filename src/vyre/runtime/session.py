@@ -22,7 +22,7 @@ from vyre.program.opcodes import Access, FaultCode
 from vyre.program.verifier import Verified
 from vyre.runtime.operands import as_input, as_output, as_param, as_table, check_overlap, count_of
 from vyre.runtime.programs import ProgramLike, verified_of
-from vyre.runtime.result import Report, Result
+from vyre.runtime.result import Facts, Result
 from vyre.runtime.tickets import Ticket, raise_for
 from vyre.stream.formats import Column, numpy_dtype
 from vyre.stream.source import Source
@@ -46,7 +46,7 @@ class Loaded:
         opcode: what slots call it.
     """
 
-    __slots__ = ("_defaults", "_dtypes", "_idle", "_names", "opcode", "program", "session", "verified")
+    __slots__ = ("_bytes", "_dtypes", "_idle", "_inputs", "_names", "opcode", "program", "session", "verified")
 
     def __init__(self, session: Session, verified: Verified, opcode: int) -> None:
         self.session = session
@@ -58,6 +58,8 @@ class Loaded:
         names = [s.name for s in program.inputs] + [p.name for p in program.params] + [t.name for t in program.tables]
         self._names = frozenset(names)
         self._dtypes = [numpy_dtype(s.dtype) for s in program.outputs]
+        self._inputs = [(s.name, numpy_dtype(s.dtype), s) for s in program.inputs]
+        self._bytes = sum(s.dtype.size for s in program.inputs)
 
     def close(self) -> None:
         """Forget the program. Nothing that uses it may be unfinished."""
@@ -75,7 +77,7 @@ class Bound:
 
     __slots__ = ("_item", "_loaded", "_report", "_shape", "session")
 
-    def __init__(self, session: Session, loaded: Loaded, item: Any, shape: tuple[int, ...], report: Report) -> None:
+    def __init__(self, session: Session, loaded: Loaded, item: Any, shape: tuple[int, ...], report: Facts) -> None:
         self.session = session
         self._loaded = loaded
         self._item = item
@@ -201,16 +203,21 @@ class Session:
         for name in named:
             if name not in names:
                 raise unknown_name(loaded, name)
-        inputs: list[NDArray[Any] | FileRange] = []
         arrays: list[NDArray[Any]] = []
-        for stream in program.inputs:
-            if stream.name not in named:
-                raise BindError(f"program {program.name}: input {stream.name} ({stream.dtype.name}) is missing")
-            arrays.append(as_input(stream, named[stream.name], notes))
-        inputs += arrays
+        try:
+            for name, dtype, stream in loaded._inputs:
+                a = named[name]
+                # The common case first: exactly the array that is needed.
+                if type(a) is not np.ndarray or a.dtype is not dtype or not a.flags.c_contiguous or not a.flags.aligned:
+                    a = as_input(stream, a, notes)
+                arrays.append(a)
+        except KeyError:
+            raise BindError(f"program {program.name}: input {stream.name} ({stream.dtype.name}) is missing") from None
         count = count_of(program, arrays, elements)
-        shape = arrays[0].shape if arrays and all(a.shape == arrays[0].shape for a in arrays) else (count,)
-        params = params_of(loaded, named)
+        shape = arrays[0].shape if arrays else (count,)
+        if len(arrays) > 1 and any(a.shape != shape for a in arrays):
+            shape = (count,)
+        params = params_of(loaded, named) if program.params else []
         tables = []
         for table in program.tables:
             if table.name not in named:
@@ -220,8 +227,8 @@ class Session:
             outputs: list[NDArray[Any]] = [np.empty(count, dtype) for dtype in loaded._dtypes]
         else:
             outputs = self._outputs(loaded, out, count, arrays)
-        emits = [np.empty(count, numpy_dtype(s.dtype)) for s in program.emits]
-        return Operands(0, count, inputs, outputs, emits, tables, params), shape
+        emits = [np.empty(count, numpy_dtype(s.dtype)) for s in program.emits] if program.emits else []
+        return Operands(0, count, list(arrays), outputs, emits, tables, params), shape
 
     def _outputs(self, loaded: Loaded, out: Any, count: int, arrays: list[NDArray[Any]]) -> list[NDArray[Any]]:
         program = loaded.program
@@ -306,8 +313,8 @@ class Session:
         else:
             item.close()
         seconds = time.perf_counter() - began
-        report = Report(self.engine.name, operands.count, memory_bytes(operands), seconds, seconds, notes)
-        return Result(loaded.program, raw, report, shape)
+        facts = (self.engine.name, operands.count, operands.count * loaded._bytes, seconds, notes)
+        return Result(loaded.program, raw, facts, shape)
 
     def evaluate(self, text: str, arrays: Mapping[str, Any], *, out: Any = None) -> Any:
         """See ``vyre.evaluate``: the value of an expression over arrays by name; Python numbers are parameters."""
@@ -342,7 +349,7 @@ class Session:
             raise BindError("bind takes arrays; files are streamed", fix="use session.stream or session.run")
         notes: list[str] = []
         operands, shape = self._operands(loaded, named, out, elements, notes)
-        report = Report(self.engine.name, operands.count, memory_bytes(operands), notes=notes)
+        report = (self.engine.name, operands.count, operands.count * loaded._bytes, 0.0, notes)
         return Bound(self, loaded, self.engine.item(loaded.opcode, operands), shape, report)
 
     def submit(
@@ -413,7 +420,7 @@ class Session:
             raise BindError("submit takes arrays; files are streamed", fix="use session.stream or session.run")
         notes: list[str] = []
         operands, shape = self._operands(loaded, named, out, elements, notes)
-        report = Report(self.engine.name, operands.count, memory_bytes(operands), notes=notes)
+        report = (self.engine.name, operands.count, operands.count * loaded._bytes, 0.0, notes)
         deadline = 0 if timeout_s is None else time.monotonic_ns() + max(0, int(timeout_s * 1e9))
         return Ticket(self, loaded, self._item(loaded, operands), shape, report, deadline)
 
@@ -629,11 +636,6 @@ def unknown_name(loaded: Loaded, name: str) -> BindError:
         f"program {program.name} declares no {name!r}; it has {'; '.join(parts) or 'nothing to bind'}",
         fix=f"did you mean {near[0]}?" if near else "",
     )
-
-
-def memory_bytes(operands: Operands) -> dict[str, int]:
-    total = sum(a.nbytes for a in operands.inputs if isinstance(a, np.ndarray))
-    return {"in memory": total} if total else {}
 
 
 def described(fault: Fault, loaded: Loaded, operands: Operands) -> Fault:

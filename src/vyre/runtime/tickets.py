@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 from vyre.engines.base import ItemResult
 from vyre.errors import Cancelled, Fault, ProgramFault, StreamError, WaitTimeout
 from vyre.program.opcodes import FaultCode
-from vyre.runtime.result import Report, Result
+from vyre.runtime.result import Facts, Result
 
 if TYPE_CHECKING:
     from vyre.runtime.session import Loaded, Session
@@ -25,7 +25,7 @@ class Ticket:
     __slots__ = ("_deadline", "_item", "_loaded", "_raw", "_report", "_shape", "session")
 
     def __init__(
-        self, session: Session, loaded: Loaded, item: Any, shape: tuple[int, ...], report: Report, deadline_ns: int
+        self, session: Session, loaded: Loaded, item: Any, shape: tuple[int, ...], report: Facts, deadline_ns: int
     ) -> None:
         self.session = session
         self._loaded = loaded

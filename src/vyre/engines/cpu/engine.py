@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import ctypes
 import os
+import platform
 import signal
 import threading
 import weakref
@@ -16,6 +17,8 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from hashlib import blake2b
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -107,17 +110,37 @@ class Natives:
 @cache
 def natives(store: Store | None) -> Natives:
     """Compile the protocol, or take it from the store."""
-    import platform
-
     from vyre.engines.cpu.jit import compile_ir
-    from vyre.engines.cpu.worker import worker_unit
 
     arch = platform.machine()
     if arch not in ("x86_64", "aarch64"):
         raise EngineUnavailable(f"engine cpu runs on x86_64 and aarch64, not on {arch}", fix="take engine reference")
-    addresses = compile_ir(worker_unit.ir(arch, EXPORTS), list(EXPORTS), store)
+    addresses = compile_ir(_protocol_ir(arch, store), list(EXPORTS), store)
     word = ctypes.c_uint64
     return Natives(**{n: ctypes.CFUNCTYPE(word, *[word] * k)(addresses[n]) for n, k in EXPORTS.items()})
+
+
+def _protocol_ir(arch: str, store: Store | None) -> str:
+    """IR of the native functions: from the store while no source that it could come from has changed.
+
+    Lowering them takes 60 ms and more, which a process that starts need not spend twice.
+    """
+    root = Path(__file__).resolve().parents[2]
+    sources = [root / "native.py", root / "program" / "opcodes.py"]
+    sources += [*sorted((root / "ring").glob("*.py")), *sorted((root / "engines" / "cpu").glob("*.py"))]
+    digest = blake2b(f"{arch} {sorted(EXPORTS)}".encode(), digest_size=32)
+    for path in sources:
+        digest.update(path.read_bytes())
+    key = b"protocol ir " + digest.digest()
+    kept = store.get(key) if store is not None else None
+    if kept is not None:
+        return kept.decode()
+    from vyre.engines.cpu.worker import worker_unit
+
+    text = worker_unit.ir(arch, EXPORTS)
+    if store is not None:
+        store.put(key, text.encode())
+    return text
 
 
 class BindingBlock:
