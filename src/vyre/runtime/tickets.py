@@ -5,7 +5,6 @@ Owns: waiting for one item from threads and from asyncio. Leaves to others: publ
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
@@ -102,6 +101,8 @@ class Ticket:
 
     async def _wait(self) -> Result:
         if not self.done():
+            import asyncio  # 25 ms that a process without it need not spend
+
             loop = asyncio.get_running_loop()
             try:
                 await loop.run_in_executor(None, self._block)
