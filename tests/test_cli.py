@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -105,6 +106,47 @@ def test_a_reader_that_leaves_ends_the_command_without_a_traceback() -> None:
     run = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
     assert run.returncode in (0, 5)
     assert "Traceback" not in run.stderr
+
+
+def on_a_terminal(code: str) -> str:
+    """Everything that a Python program prints when both its streams are a terminal of 80 columns."""
+    ours, theirs = os.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80"}
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=theirs, stderr=theirs, env=environment)
+    os.close(theirs)
+    seen = b""
+    try:
+        while block := os.read(ours, 65_536):
+            seen += block
+    except OSError:  # how a terminal says that its other side has gone
+        pass
+    os.close(ours)
+    assert process.wait(30) == 0, seen
+    return seen.decode()
+
+
+def test_a_table_on_a_terminal_has_the_same_cells_as_in_a_pipe() -> None:
+    code = "from vyre.commands.show import table; table('[title]', ('name', 'n'), [('[red]a[/red]', 1)], right=(1,))"
+    shown = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", on_a_terminal(code)).split()
+    piped = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert [word for word in shown if "─" not in word] == ["[title]", "name", "n", "[red]a[/red]", "1"]
+    assert [word for word in piped if "─" not in word] == ["[title]", "name", "n", "[red]a[/red]", "1"]
+
+
+def test_a_progress_bar_shows_on_a_terminal_once_work_takes_long_and_never_in_a_pipe() -> None:
+    code = (
+        "import time; from vyre.commands import show\n"
+        "with show.progress('working', 100) as bar:\n"
+        "    bar(1); time.sleep(0.4); bar(50); time.sleep(0.2)\n"
+        "with show.progress('short', 100) as bar:\n"
+        "    bar(1); bar(100)"
+    )
+    shown = on_a_terminal(code)
+    assert "working" in shown
+    assert "50/100" in shown
+    assert "short" not in shown
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (run.stdout, run.stderr) == ("", "")
 
 
 # --- geometry -------------------------------------------------------------------------------------------------

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import math
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import click
@@ -18,12 +19,11 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console
 
-WIDTH_OF_A_PIPE = 200
-"""Columns of a table that nobody's terminal limits."""
+BAR_AFTER_S = 0.3
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A rich console on what ``sys.stdout`` (or ``sys.stderr``) is now. Plain text of a fixed width into a pipe."""
+    """A rich console on the terminal that ``sys.stdout`` (or ``sys.stderr``) is now."""
     from rich.console import Console
 
     class _Console(Console):
@@ -31,12 +31,11 @@ def console(*, stderr: bool = False) -> Console:
             raise  # the BrokenPipeError that is being handled: the command line has words for it
 
     stream: IO[str] = sys.stderr if stderr else sys.stdout
-    wide = None if stream.isatty() else WIDTH_OF_A_PIPE
-    return _Console(file=stream, width=wide, highlight=False, soft_wrap=False, emoji=False)
+    return _Console(file=stream, highlight=False, soft_wrap=False, emoji=False)
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[int] = ()) -> None:
-    """Print a table on standard output.
+    """Print a table on standard output: by rich on a terminal, and of the same form, but never folded, into a pipe.
 
     Args:
         title: line above it, "" for none.
@@ -44,20 +43,40 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], 
         rows: cells; anything, as ``str``. Markup in them is shown, not obeyed.
         right: indices of the columns that are aligned right.
     """
+    cells = [[str(cell) for cell in row] for row in rows]
+    if sys.stdout.isatty():
+        _rich_table(title, columns, cells, right)
+    else:
+        click.echo("\n".join(_lines(title, columns, cells, right)))
+
+
+def _lines(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int]) -> Iterator[str]:
+    """Importing rich takes longer than many a program runs; in a pipe nobody sees its colours."""
+    widths = [max([len(name), *(len(row[i]) for row in rows)]) for i, name in enumerate(columns)]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = (c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True)))
+        return "   ".join(padded).rstrip()
+
+    if title:
+        yield title
+    if any(columns):
+        yield line(columns)
+        yield "─" * (sum(widths) + 3 * (len(widths) - 1))
+    for row in rows:
+        yield line(row)
+
+
+def _rich_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int]) -> None:
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    drawn = Table(
-        box=box.SIMPLE_HEAD,
-        show_header=any(columns),
-        pad_edge=False,
-        show_edge=False,
-    )
+    drawn = Table(box=box.SIMPLE_HEAD, show_header=any(columns), pad_edge=False, show_edge=False)
     for i, name in enumerate(columns):
         drawn.add_column(Text(name), justify="right" if i in right else "left", overflow="fold")
     for row in rows:
-        drawn.add_row(*(Text(str(cell)) for cell in row))
+        drawn.add_row(*(Text(cell) for cell in row))
     screen = console()
     if title:
         screen.print(Text(title, style="bold"), soft_wrap=True)
@@ -133,6 +152,8 @@ class Bar(Protocol):
 def progress(what: str, total: int | None = None, *, bytes_: bool = False) -> Iterator[Bar]:
     """A progress bar on standard error while the block runs; nothing at all when that is no terminal.
 
+    It appears only when the work has taken ``BAR_AFTER_S``, so that short work flashes nothing.
+
     Args:
         what: the words before the bar.
         total: how much there is to do, None while unknown.
@@ -141,21 +162,28 @@ def progress(what: str, total: int | None = None, *, bytes_: bool = False) -> It
     if not sys.stderr.isatty():
         yield lambda done, total=None: None
         return
+    began = time.monotonic()
+    with ExitStack() as stack:
+        update: Bar | None = None
+
+        known = total
+
+        def watch(done: int, total: int | None = None) -> None:
+            nonlocal update
+            if update is None and time.monotonic() - began > BAR_AFTER_S:
+                update = _bar(stack, what, bytes_)
+            if update is not None:
+                update(done, known if total is None else total)
+
+        yield watch
+
+
+def _bar(stack: ExitStack, what: str, bytes_: bool) -> Bar:
     from rich import progress as rich
 
     columns: list[rich.ProgressColumn] = [rich.TextColumn("{task.description}"), rich.BarColumn()]
-    if bytes_:
-        columns += [rich.DownloadColumn(), rich.TransferSpeedColumn()]
-    else:
-        columns += [rich.MofNCompleteColumn()]
+    columns += [rich.DownloadColumn(), rich.TransferSpeedColumn()] if bytes_ else [rich.MofNCompleteColumn()]
     columns += [rich.TimeRemainingColumn()]
-    with rich.Progress(*columns, console=console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=total)
-
-        def update(done: int, total: int | None = None) -> None:
-            if total is None:
-                bar.update(task, completed=done)
-            else:
-                bar.update(task, completed=done, total=total)
-
-        yield update
+    bar = stack.enter_context(rich.Progress(*columns, console=console(stderr=True), transient=True))
+    task = bar.add_task(what, total=None)
+    return lambda done, total=None: bar.update(task, completed=done, total=total)
