@@ -17,8 +17,9 @@ from __future__ import annotations
 import keyword
 import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import repeat
+from operator import length_hint
 from typing import Any, Final, NoReturn
 
 from vyre.errors import CompileError, VerifyError
@@ -180,36 +181,34 @@ class _Compiler:
         code, registers, seen, names = emitter.code, emitter.registers, emitter.seen, self.names
         tokens = self.tokens = _scan(self.text)
         tokens.append("")
-        stack: list[_Entry] = [_FLOOR]
-        values: list[int] = []
-        top = _FLOOR
-        depth = 0
-        at = -1
-        wants_value = True
         rest = iter(tokens)
+        # The operator on top of the stack and the value on top of the other are kept in variables.
+        stack: list[_Entry] = []
+        top = _FLOOR
+        values: list[int] = []
+        value: int | None = None
+        wants_value = True
+        depth = 0
         try:
             for token in rest:
-                at += 1
                 if wants_value:
                     value = names.get(token)
                     if value is not None:
-                        values.append(value)
                         wants_value = False
                         continue
                     entry = _STARTS.get(token)
-                    if entry is None or (entry[1] == _CALL and tokens[at + 1] != "("):
-                        top = _FLOOR
-                        if token == ")" and stack[-1][1] == _CALL and tokens[at - 1] == "(":
-                            entry = stack.pop()
-                            value = emitter.call(entry[3], [])
+                    if entry is None or (entry[1] == _CALL and tokens[_passed(tokens, rest)] != "("):
+                        at = _passed(tokens, rest) - 1
+                        if token == ")" and top[1] == _CALL and tokens[at - 1] == "(":
+                            value = emitter.call(top[3], [])
+                            top = stack.pop()
                             depth -= 1
                         else:
                             value = self._operand(token)
-                        values.append(value)
                         wants_value = False
                         continue
                     if entry[1] == _UNARY:
-                        if stack[-1][0] > entry[0] and entry[3] == "not":
+                        if top[0] > entry[0] and entry[3] == "not":
                             raise Refusal("'not' after an operator that binds tighter", "put it in parentheses")
                     else:
                         depth += 1
@@ -218,38 +217,35 @@ class _Compiler:
                         if entry[1] == _CALL:
                             entry = (0, _CALL, len(values), entry[3], 0)
                             next(rest)
-                            at += 1
-                    stack.append(entry)
+                    stack.append(top)
+                    top = entry
                     continue
 
+                assert value is not None
                 entry = _OPERATORS.get(token)
                 if entry is None:
                     raise Refusal(*self._unexpected(token))
                 least = entry[4]
-                while True:
-                    top = stack[-1]
-                    if top[0] < least:
-                        break
-                    del stack[-1]
+                while top[0] >= least:
                     what = top[1]
                     if what == _BINARY:
-                        b = values.pop()
-                        a = values[-1]
-                        hit = top[2][(a & 15) << 4 | b & 15]
+                        a = values.pop()
+                        hit = top[2][(a & 15) << 4 | value & 15]
                         if hit is None:
                             # A number beside a float takes its type: the next most frequent case.
-                            kind = a & 15 if b & 15 >= WEAK_INT else b & 15 if a & 15 >= WEAK_INT else 0
+                            kind = a & 15 if value & 15 >= WEAK_INT else value & 15 if a & 15 >= WEAK_INT else 0
                             hit = top[2][17 * kind] if kind in _FLOAT_KINDS else None
                             if hit is None:
-                                values[-1] = emitter.binary(top[3], a, b)
+                                value = emitter.binary(top[3], a, value)
+                                top = stack.pop()
                                 continue
                             if a & 15 == kind:
-                                b = emitter.convert(b, kind)
+                                value = emitter.convert(value, kind)
                             else:
                                 a = emitter.convert(a, kind)
                         op, kind = hit
                         a >>= 4
-                        b >>= 4
+                        b = value >> 4
                         key = (op, a, b)
                         value = seen.get(key)
                         if value is None:  # emit(), written out: this is the path of nearly every operator
@@ -257,58 +253,58 @@ class _Compiler:
                             registers.append(_REGISTER_TYPE[kind])
                             value = seen[key] = dst << 4 | kind
                             code.append((op, dst, a, b, 0, 0))
-                        values[-1] = value
                     elif what == _UNARY:
-                        values[-1] = emitter.unary(top[3], values[-1])
+                        value = emitter.unary(top[3], value)
                     else:
-                        b = values.pop()
-                        values[-1] = emitter.both(values[-1], b)
+                        value = emitter.both(values.pop(), value)
+                    top = stack.pop()
                 what = entry[1]
                 if what == _BINARY:
-                    if entry[0] == _COMPARE == top[0]:
-                        self._chain(stack, values)
-                    stack.append(entry)
+                    if top[0] == _COMPARE == entry[0]:
+                        # a < b before another comparison: remember its truth, and keep b for the next.
+                        truth = emitter.binary(top[3], values.pop(), value)
+                        top = stack.pop()
+                        if top is _AND_CHAIN:
+                            truth = emitter.both(values.pop(), truth)
+                            top = stack.pop()
+                        values.append(truth)
+                        stack.append(top)
+                        top = _AND_CHAIN
+                    values.append(value)
+                    stack.append(top)
+                    top = entry
                     wants_value = True
                 elif what == _CLOSE:
                     if top[1] == _CALL:
-                        del stack[-1]
                         first = top[2]
-                        ops = UNARY.get(top[3])
-                        op_code = ops.get(values[-1] & 15) if ops is not None and len(values) == first + 1 else None
+                        ops = UNARY.get(top[3]) if len(values) == first else None
+                        op_code = ops.get(value & 15) if ops is not None else None
                         if op_code is not None:
-                            values[-1] = emitter.emit(op_code, values[-1] & 15, values[-1])
+                            value = emitter.emit(op_code, value & 15, value)
                         else:
-                            args = values[first:]
-                            values[first:] = [
-                                self._call(top[3], args, outermost=len(stack) == 1 and not tokens[at + 1])
-                            ]
-                    elif top[1] == _PAREN:
-                        del stack[-1]
-                    else:
+                            args = [*values[first:], value]
+                            del values[first:]
+                            ends = len(stack) == 1 and not tokens[_passed(tokens, rest)]
+                            value = self._call(top[3], args, outermost=ends)
+                    elif top[1] != _PAREN:
                         top = _FLOOR
                         raise Refusal("')' without '('")
+                    top = stack.pop()
                     depth -= 1
                 elif what == _COMMA:
                     if top[1] != _CALL:
                         top = _FLOOR
                         raise Refusal("',' outside a call", _ONLY)
+                    values.append(value)
                     wants_value = True
-                elif top[1] != _BOTTOM:
+                elif top is not _FLOOR:
                     top = _FLOOR
                     raise Refusal("the text ends before ')'")
         except Refusal as refusal:
-            self._refuse(self._place(at, top), refusal)
-        return values[0]
-
-    def _chain(self, stack: list[_Entry], values: list[int]) -> None:
-        """``a < b`` before another comparison: remember its truth, and keep b for the next."""
-        b = values.pop()
-        truth = self.emitter.binary(stack.pop()[3], values.pop(), b)
-        if stack[-1] is _AND_CHAIN:
-            stack.pop()
-            truth = self.emitter.both(values.pop(), truth)
-        values += (truth, b)
-        stack.append(_AND_CHAIN)
+            at = _passed(tokens, rest) - 1
+            self._refuse(at if wants_value else self._place(at, top), refusal)
+        assert value is not None
+        return value
 
     def _call(self, name: str, args: list[int], *, outermost: bool) -> int:
         keep = _REDUCTIONS.get(name)
@@ -418,6 +414,11 @@ class _Compiler:
             code=tuple(map(_new, repeat(Instr), code)), fuel=fuel, source="", lines=(),
         )  # fmt: skip
         return program
+
+
+def _passed(tokens: list[str], rest: Iterator[str]) -> int:
+    """How many tokens an iterator over them has given."""
+    return len(tokens) - length_hint(rest)
 
 
 def _position(text: str, offset: int) -> str:
