@@ -48,6 +48,7 @@ def test_a_target_is_met_or_missed_or_not_there(target: str, value: float, met: 
         ("peer", {"NumPy": "1"}),
         ("spread", None),
         ("must", 1),
+        ("loaded", 1),
         ("machine", None),
     ],
 )
@@ -120,6 +121,14 @@ def test_bench_check_fails_only_when_a_required_row_is_missed(results: Path) -> 
     write(results / "b.json", [row("required", 9.0, "<= 1.5", must=True)])
     run = CliRunner().invoke(main, ["bench", "--check", "--results", str(results)])
     assert (run.exit_code, run.stderr) == (1, "1 met, 2 missed (1 of them required)\n")
+
+
+def test_a_figure_from_a_loaded_machine_is_marked_in_the_table_and_in_the_readme(tmp_path: Path) -> None:
+    write(tmp_path / "a.json", [row(loaded=True), row("other")])
+    assert "±3 % †" in CliRunner().invoke(main, ["bench", "--results", str(tmp_path)]).stdout
+    block = readme_block(read(tmp_path))
+    assert block.count("±3 % †") == 1
+    assert "† taken while other processes used the machine." in block
 
 
 def test_bench_prints_json_for_programs(results: Path) -> None:

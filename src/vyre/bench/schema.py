@@ -14,6 +14,7 @@ A result file is a JSON list of rows; a row is one figure:
 and, where they help:
 
     must     true for a row that has to be met before the work counts as done
+    loaded   true when other processes used the machine meanwhile: the figure says less than it could
     reason   why a target was missed, or what the figure does not show
     points   {"vyre cpu": [[1, 0.00009], ...], "NumPy": ...}: [elements, seconds] for the picture
 """
@@ -53,6 +54,7 @@ class Row:
     must: bool = False
     reason: str = ""
     points: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
+    loaded: bool = False
 
     def __post_init__(self) -> None:
         def refuse(name: str, rule: str) -> None:
@@ -69,8 +71,9 @@ class Row:
             refuse("row" if not self.row else "unit", "not empty")
         if not isinstance(self.peer, Mapping) or not all(isinstance(v, int | float) for v in self.peer.values()):
             refuse("peer", "a mapping from names to numbers")
-        if not isinstance(self.must, bool):
-            refuse("must", "true or false")
+        for name in ("must", "loaded"):
+            if not isinstance(getattr(self, name), bool):
+                refuse(name, "true or false")
         self.bound()
 
     def bound(self) -> tuple[str, float] | None:

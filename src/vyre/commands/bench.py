@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 BEGIN: Final = "<!-- figures: printed by `vyre bench --readme`, do not edit -->"
 END: Final = "<!-- end of figures -->"
+LOADED: Final = "† taken while other processes used the machine."
 
 
 @click.command()
@@ -111,7 +112,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         row.target,
         verdict,
         beside,
-        f"±{100 * row.spread:.0f} %",
+        f"±{100 * row.spread:.0f} %" + (" †" if row.loaded else ""),
     )
 
 
@@ -123,6 +124,8 @@ def _footnotes(rows: Sequence[Row]) -> None:
         click.echo(f"{place[0]}; commit {place[1]}")
     if any(row.must for row in rows):
         click.echo("* has to be met")
+    if any(row.loaded for row in rows):
+        click.echo(LOADED)
 
 
 def readme_block(rows: Sequence[Row]) -> str:
@@ -132,6 +135,8 @@ def readme_block(rows: Sequence[Row]) -> str:
     lines += ["", *(f"- {row.row}: {row.reason}" for row in rows if row.reason)]
     places = dict.fromkeys((row.machine, row.commit) for row in rows)
     lines += ["", *(f"Measured on {machine}; commit {commit}." for machine, commit in places)]
+    if any(row.loaded for row in rows):
+        lines += ["", LOADED]
     if not rows:
         lines = [BEGIN, "", "Nothing has been measured yet."]
     return "\n".join([*lines, "", END])
