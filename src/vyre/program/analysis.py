@@ -26,6 +26,7 @@ _END: Final = BY_NAME["end"].code
 _ELSE: Final = BY_NAME["else"].code
 _IF: Final = BY_NAME["if"].code
 _LOOP: Final = BY_NAME["loop"].code
+_OPENERS: Final = frozenset([_IF, _LOOP])
 _BR_IF: Final = BY_NAME["br_if"].code
 
 
@@ -95,8 +96,10 @@ def analyse(program: Program | HasProgram, results: int = 0) -> Analysis:
     held = [0] * count
     blend = [False] * count
     canonical = [False] * count
+    if not any(instruction[0] in _OPENERS for instruction in code):
+        max_live = _straight(program, results, live_out, canonical)
+        return Analysis(live_out, held, blend, canonical, max_live, False)
     headers: dict[int, tuple[int, int]] = {}
-    has_blocks = False
     plan = _PLAN
     while True:
         changed = False
@@ -109,7 +112,6 @@ def analyse(program: Program | HasProgram, results: int = 0) -> Analysis:
             has_result, makes_nan, args, rule, control = plan[op]
             if control:
                 if op == _END:
-                    has_blocks = True
                     frames.append((live, seen, extra, -1, 0))
                     live_out[pc] = live
                     extra |= live
@@ -176,7 +178,48 @@ def analyse(program: Program | HasProgram, results: int = 0) -> Analysis:
                 elif rule == _SEES_A or _shows(program, rule, imm):
                     seen |= 1 << a
         if not changed:
-            return Analysis(live_out, held, blend, canonical, max_live, has_blocks)
+            return Analysis(live_out, held, blend, canonical, max_live, True)
+
+
+def _straight(program: Program, results: int, live_out: list[int], canonical: list[bool]) -> int:
+    """The same for code without blocks, in half the time. Fills the lists and returns max_live."""
+    code, plan = program.code, _PLAN
+    live = seen = results
+    max_live = 0
+    pc = len(code)
+    for op, dst, a, b, c, imm in reversed(code):
+        pc -= 1
+        live_out[pc] = live
+        has_result, makes_nan, args, rule, _ = plan[op]
+        if has_result:
+            bit = 1 << dst
+            if live & bit:
+                live ^= bit
+            if seen & bit:
+                seen ^= bit
+                if makes_nan:
+                    canonical[pc] = True
+                elif rule:
+                    if rule == 2:
+                        seen |= 1 << a | 1 << b
+                    elif rule == 1 or rule == 3:
+                        seen |= 1 << a
+        if args:
+            if args == 1:
+                live |= 1 << a
+            elif args == 2:
+                live |= 1 << a | 1 << b
+            else:
+                live |= 1 << a | 1 << b | 1 << c
+            if rule > 2:
+                if rule == _COPYSIGN:
+                    seen |= 1 << b
+                elif rule == _SEES_A or _shows(program, rule, imm):
+                    seen |= 1 << a
+            size = live.bit_count()
+            if size > max_live:
+                max_live = size
+    return max_live
 
 
 def _shows(program: Program, rule: int, imm: int) -> bool:

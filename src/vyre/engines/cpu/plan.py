@@ -129,11 +129,25 @@ def _plan(op: Op) -> Plan:
 
 PLANS: Final = {op.code: _plan(op) for op in OPCODES}
 KINDS: Final = {code: plan.kind for code, plan in PLANS.items()}
-FAST: Final = {
-    code: (plan.size == 4, plan.args == 2, plan.names) if plan.kind == COMPUTE and plan.same and plan.args < 3 else None
-    for code, plan in PLANS.items()
-}
-"""For the most frequent instructions, what is needed of their plan: 4-byte lanes, two operands, handlers."""
+CONST_BYTES: Final = 100
+OTHER: Final = 200
+
+
+def _fast(plan: Plan) -> Fast:
+    kind = plan.kind
+    if kind == CONST:
+        kind = CONST_BYTES + plan.size
+    elif kind == COMPUTE and (not plan.same or plan.args > 2):
+        kind = OTHER
+    b = plan.uniform_b if plan.uniform_b[0] else None
+    a = plan.uniform_a if plan.uniform_a[0] else None
+    return plan.size == 4, plan.args == 2, plan.names, b, a, plan.swap, kind
+
+
+Fast = tuple[bool, bool, tuple[str, str], tuple[str, str] | None, tuple[str, str] | None, bool, int]
+"""Of a plan, what the lowering of a straight program needs: 4-byte lanes, two operands, handlers, with uniform b, with uniform
+a, swap; and 0 for an instruction that is treated on the spot, CONST_BYTES + size for a constant, else the kind."""
+FAST: Final = {code: _fast(plan) for code, plan in PLANS.items()}
 assert PLANS[BY_NAME["f32.sub"].code].uniform_a[0] == "f32.sub.sv"
 
 

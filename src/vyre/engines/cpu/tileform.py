@@ -34,7 +34,9 @@ _FIELDS: Final = 10
 _RECORD: Final = "QIIIIQIIqQ8x"
 _UNIFORM_SLOTS: Final = 40  # at most so many slots hold constants for the whole claim
 _BYTES: Final = {t: t.size for t in Type}
+_IDENTITY: Final = (False, *(t.is_identity for t in MemType))  # by the code of a memory type
 _VIRTUAL: Final = 64  # "registers" from here on: outputs that are written at the end, then emits of several places
+_CONSTS: Final = (p.CONST_BYTES + 4, p.CONST_BYTES + 8)
 assert struct.calcsize("<" + _RECORD) == OP_BYTES
 
 
@@ -229,7 +231,7 @@ class _Lowering:
         for pc, output, register, depth, _ in stores:
             if depth or times[output] > 1 or output in self.deferred or self.pinned >> register & 1:
                 continue
-            if self.program.outputs[output].dtype.is_identity:
+            if _IDENTITY[self.program.outputs[output].dtype]:
                 self._find_forward(pc, output, register)
 
     def _find_forward(self, pc: int, output: int, register: int) -> None:
@@ -367,60 +369,83 @@ class _Lowering:
         return self._finish()
 
     def _run_straight(self) -> None:
-        """Records of a program without blocks. Nothing is pinned, held or blended: only operands can die."""
-        facts = self.facts
-        canonical, live_out, keep = facts.canonical, facts.live_out, self.keep
+        """Records of a program without blocks. Nothing is pinned, held or blended, and only operands can die.
+
+        Every program that a session loads passes here while somebody waits, so what is frequent is written out.
+        """
+        facts, keep = self.facts, self.keep
         fast, loc, forward, out, users = p.FAST, self.loc, self.forward, self.out, self.users
         free4, free8 = self.free4, self.free8
-        address, addresses, plans = self.address, self.addresses, p.PLANS
-        temporary = self.temporary
+        addresses, plans, uniforms, temporary = self.addresses, p.PLANS, self.uniforms, self.temporary
+        constants, inputs = self.program.constants, self.program.inputs
         have = self.have  # kept in self.have wherever a method looks at it
-        for pc, instruction in enumerate(self.program.code):
-            op, dst, a, b, _, _ = instruction
-            known = fast[op]
-            if known is None:
-                self.pc = pc
-                self.have = have
-                plan = plans[op]
-                wave = live_out[pc] | keep
-                if plan.kind:
-                    _OTHERS[plan.kind](self, instruction, plan, wave)
-                    if temporary:
-                        self._drop_temporary()
-                    if self.have & ~wave:
-                        self.drop(~wave)
+        pc = -1
+        for (op, dst, a, b, _, number), wave, fix in zip(
+            self.program.code, facts.live_out, facts.canonical, strict=True
+        ):
+            pc += 1
+            narrow, binary, names, uniform_b, uniform_a, swap, kind = fast[op]
+            bit = 1 << dst
+            if kind:
+                if kind in _CONSTS:
+                    location = ~len(uniforms)
+                    uniforms.append([constants[number], 0, kind - p.CONST_BYTES, -1])
+                elif kind == p.LOAD and _IDENTITY[inputs[number].dtype]:
+                    location = PTR_INPUTS + number
                 else:
-                    self._compute(pc, instruction, plan, wave)
-                have = self.have
+                    self.pc, self.have = pc, have
+                    instruction, plan = self.program.code[pc], plans[op]
+                    if plan.kind:
+                        _OTHERS[plan.kind](self, instruction, plan, wave | keep)
+                        if temporary:
+                            self._drop_temporary()
+                        if self.have & ~(wave | keep):
+                            self.drop(~(wave | keep))
+                    else:
+                        self._compute(pc, instruction, plan, wave | keep)
+                    have = self.have
+                    continue
+                if have & bit:
+                    self.have = have
+                    self.drop(bit)
+                    have = self.have
+                loc[dst] = location
                 continue
-            narrow, binary, names = known
-            wave = live_out[pc]
-            la = loc[a]
+            la = slot_a = loc[a]
             lb = imm = aux = 0
             if binary:
-                lb = loc[b]
-                if la < 0 or lb < 0:
-                    self.pc = pc
-                    names, la, lb, imm, aux = self._uniform_operands(plans[op], la, lb)
-                if b != a and (b == dst or not wave >> b & 1):
-                    slot = loc[b]
-                    if 0 <= slot < SCRATCH_SLOTS:
-                        have &= ~(1 << b)
-                        users[slot] -= 1
-                        if not users[slot]:
-                            (free4 if narrow else free8).append(slot)
+                lb = slot_b = loc[b]
+                if lb < 0:
+                    if la >= 0 and uniform_b is not None:
+                        names = uniform_b
+                        imm, aux, _, _ = uniforms[~lb]
+                        lb = 0
+                    else:
+                        self.pc = pc
+                        lb, la = self.vector(lb), self.vector(la)
+                elif la < 0:
+                    if uniform_a is not None:
+                        names = uniform_a
+                        imm, aux, _, _ = uniforms[~la]
+                        la = 0
+                        if swap:
+                            la, lb = lb, 0
+                    else:
+                        self.pc = pc
+                        la = self.vector(la)
+                if 0 <= slot_b < SCRATCH_SLOTS and b != a and (b == dst or not wave >> b & 1):
+                    have &= ~(1 << b)
+                    users[slot_b] -= 1
+                    if not users[slot_b]:
+                        (free4 if narrow else free8).append(slot_b)
             elif la < 0:
                 self.pc = pc
                 la = self.vector(la)
-            if a == dst or not wave >> a & 1:
-                slot = loc[a]
-                if 0 <= slot < SCRATCH_SLOTS:
-                    have &= ~(1 << a)
-                    users[slot] -= 1
-                    if not users[slot]:
-                        (free4 if narrow else free8).append(slot)
-            name = names[canonical[pc]]
-            bit = 1 << dst
+            if 0 <= slot_a < SCRATCH_SLOTS and (a == dst or not wave >> a & 1):
+                have &= ~(1 << a)
+                users[slot_a] -= 1
+                if not users[slot_a]:
+                    (free4 if narrow else free8).append(slot_a)
             if have & bit:
                 self.have = have
                 self.drop(bit)
@@ -428,17 +453,15 @@ class _Lowering:
             if pc in forward:
                 target = PTR_OUTPUTS + forward[pc]
             else:
-                if narrow and free4:
-                    target = free4.pop()
-                    users[target] = 1
-                elif free8 and not narrow:
-                    target = free8.pop()
-                    users[target] = 1
+                if narrow:
+                    target = free4.pop() if free4 else self.alloc(4)
                 else:
-                    target = self.alloc(4 if narrow else 8)
+                    target = free8.pop() if free8 else self.alloc(8)
+                users[target] = 1
                 have |= bit
             loc[dst] = target
-            out += (addresses.get(name) or address(name), target, la, lb, 0, imm, 0, pc, 0, aux)
+            name = names[fix]
+            out += (addresses.get(name) or self.address(name), target, la, lb, 0, imm, 0, pc, 0, aux)
             if temporary:
                 self._drop_temporary()
             if not wave & bit:
@@ -543,10 +566,11 @@ class _Lowering:
         return self.loc[register]
 
     def _finish(self) -> TileForm:
-        end = self.address("return"), 0, 0, 0, 0, 0, 0, 0, 0, 0
-        body = (*self.out, *end)
-        before = (*self.before, *end)
-        used = SCRATCH_SLOTS if self.before else self.next
+        end = self.addresses.get("return") or self.address("return"), 0, 0, 0, 0, 0, 0, 0, 0, 0
+        body, before = self.out, self.before
+        body += end
+        before += end
+        used = self.next if self.top == SCRATCH_SLOTS else SCRATCH_SLOTS
         return TileForm(
             _packer(len(before) // _FIELDS).pack(*before),
             _packer(len(body) // _FIELDS).pack(*body),
