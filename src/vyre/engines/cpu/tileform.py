@@ -124,7 +124,9 @@ class _Lowering:
         self.partial: dict[int, bool] = {}  # float sums with partials
         self.keep = 0  # virtual registers, live to the end
         self.uses_fuel = False
+        self.carried: dict[int, int] = {}  # loop's pc -> registers that it assigns and that its next round reads
         self.homes: dict[int, int] = {}  # loop's pc -> pinned registers that it assigns and that live on after it
+        self.reserved: list[int] = [0]  # registers carried by the loops that are open, innermost last
         self.blocks: list[tuple[int, int]] = []  # record that opened it; 1 for a loop
         self.temporary: list[tuple[int, int]] = []  # slots that are free again after this instruction
         self.mask = 0
@@ -177,7 +179,8 @@ class _Lowering:
                 depth -= 1
                 if loops and loops[-1][2] == pc:
                     start, assigned, _ = loops.pop()
-                    pinned |= facts.live_out[start] & assigned
+                    self.carried[start] = facts.live_out[start] & assigned
+                    pinned |= self.carried[start]
                     self.homes[start] = facts.live_out[pc] & assigned
         self.alias, self.pinned = alias & ~pinned, pinned
         for acc, times in sums.items():
@@ -486,7 +489,8 @@ class _Lowering:
         for pc, instruction in enumerate(self.program.code):
             plan = plans[instruction.op]
             self.pc = pc
-            wave = live_out[pc] | held[pc] | keep
+            # What a loop carries keeps its place also where nobody needs it: the next round looks for it there.
+            wave = live_out[pc] | held[pc] | keep | self.reserved[-1]
             if plan.kind:
                 _OTHERS[plan.kind](self, instruction, plan, wave)
             else:
@@ -782,6 +786,7 @@ def _loop(low: _Lowering, instruction: tuple[int, ...], plan: p.Plan, wave: int)
         low._home(register, low.size[register])
     record = low.emit("loop.nested" if nested else "loop")
     low.blocks.append((record, 1))
+    low.reserved.append(low.reserved[-1] | low.carried[low.pc])
 
 
 def _br_if(low: _Lowering, instruction: tuple[int, ...], plan: p.Plan, wave: int) -> None:
@@ -792,7 +797,9 @@ def _br_if(low: _Lowering, instruction: tuple[int, ...], plan: p.Plan, wave: int
 def _end(low: _Lowering, instruction: tuple[int, ...], plan: p.Plan, wave: int) -> None:
     opener, loop = low.blocks.pop()
     low.mask -= LANES
-    if not loop:
+    if loop:
+        low.reserved.pop()
+    else:
         low.aim(opener, len(low.out) // _FIELDS)
 
 
