@@ -289,6 +289,19 @@ def test_explain_shows_every_instruction_its_live_registers_and_the_cost() -> No
     assert {"what": "bytes read", "count": 28, "unit": "per element"} in facts["cost"]
 
 
+def test_dis_shows_what_the_cpu_engine_made_of_a_program() -> None:
+    result = vyre("dis", "q6", "--engine", "cpu")
+    assert result.exit_code == 0, result.output
+    rows = [line.split() for line in result.stdout.splitlines() if line.startswith("tile")]
+    assert rows[-1][2] == "return"
+    assert any(row[2].startswith("f64.acc_sum") for row in rows)
+    text = vyre("dis", "2*x", "--type", "x=f32", "--engine", "cpu", "--ir", "--assembly").stdout
+    assert "; ---- f32.mul" in text
+    assert "define " in text
+    assert "ret" in text
+    assert vyre("dis", "q6", "--ir").exit_code == 2
+
+
 @pytest.mark.parametrize(
     "dtype", ["i8", "u8", "i16", "u16", "i32", "u32", "i64", "u64", "f16", "bf16", "f32", "f64", "bool"]
 )
