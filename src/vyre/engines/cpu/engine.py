@@ -6,14 +6,15 @@ mean (runtime), the order of words (ring), the lanes (tileform, handlers).
 
 from __future__ import annotations
 
-import atexit
 import ctypes
 import os
 import platform
 import signal
 import threading
+import time
 import weakref
 from array import array
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -78,6 +79,8 @@ EXPORTS: Final[dict[str, int]] = {
     "take_worker": 1,
     "wait": 5,
     "call": 1,
+    "start": 1,
+    "take": 1,
     "submit": 6,
     "collect": 4,
     "cancel": 2,
@@ -97,6 +100,8 @@ class Natives:
     take_worker: Any
     wait: Any
     call: Any
+    start: Any
+    take: Any
     submit: Any
     collect: Any
     cancel: Any
@@ -153,7 +158,7 @@ class BindingBlock:
         bins: i64[bins] per histogram, by accumulator index.
     """
 
-    __slots__ = ("_block", "_owners", "_results", "accs", "address", "bins", "emits", "tile_results")
+    __slots__ = ("_block", "_image", "_owners", "_results", "accs", "address", "bins", "emits", "tile_results")
 
     def __init__(
         self,
@@ -208,7 +213,7 @@ class BindingBlock:
             p_emitted,
             p_inputs,
         ]
-        head += [p_outputs, p_emits, p_bins]
+        head += [p_outputs, p_emits, p_bins, image.address]
         for kind, place, offset in inputs:
             head += (kind, place, offset, 0)
         head += outputs
@@ -220,6 +225,7 @@ class BindingBlock:
         block[: len(head)] = array("Q", head)
         self._results = len(head)
         self._owners = owners
+        self._image = image
 
     def retarget(
         self,
@@ -270,7 +276,8 @@ class _Memory:
     """Everything that native code may touch; freed only after the last thread has left."""
 
     def __init__(self, workers: int, programs: int, bindings: int) -> None:
-        blocks = workers + WAITERS
+        blocks = self.blocks = workers + WAITERS
+        self.rings: list[Ring] = []
         self.engine = Region(state.ENGINE_BYTES)
         self.programs = Region(8 * programs)
         self.handlers = Region(16 * MAX_HANDLERS)
@@ -280,6 +287,13 @@ class _Memory:
         self.workers = Region(state.WORKER_BYTES * blocks)
         for i in range(blocks):
             self._prepare_worker(i)
+
+    @property
+    def in_use(self) -> int:
+        """Threads inside native code that may run items."""
+        step = state.WORKER_BYTES // 8
+        words = self.workers.words
+        return sum(1 for i in range(self.blocks) if words[i * step + state.W_IN_USE // 8] & 0xFFFF_FFFF)
 
     def _prepare_worker(self, i: int) -> None:
         base = self.workers.address + i * state.WORKER_BYTES
@@ -337,9 +351,11 @@ class CpuEngine:
         self._memory = memory = _Memory(self.workers, programs, bindings)
         self.address = memory.engine.address
         self._lock = threading.Lock()
-        self._rings: list[Ring] = []
+        self._closing = threading.Lock()
+        self._rings = memory.rings
         self._idle_rings: dict[int, list[Ring]] = {}
-        self._free_programs = list(range(programs - 1, -1, -1))
+        # The opcode that has been free for longest goes first, so that one is not soon given to another program.
+        self._free_programs = deque(range(programs))
         self._free_bindings = list(range(bindings - 1, -1, -1))
         self._capacities = (programs, bindings)
         self._images: dict[int, Image] = {}
@@ -370,8 +386,7 @@ class CpuEngine:
                 thread.start()
                 self._threads.append(thread)
         # Threads hold the memory, not the engine: an engine that nobody holds any more is stopped and joined.
-        self._finalizer = weakref.finalize(self, _stop, self.natives, memory, self._threads, self._rings)
-        atexit.register(self._finalizer)
+        self._finalizer = weakref.finalize(self, _stop, self.natives, memory, self._threads)
         _OPEN.add(self)
 
     # --- programs -----------------------------------------------------------------------------------------------
@@ -385,13 +400,16 @@ class CpuEngine:
         image = self._image(verified)
         with self._lock:
             self._check_open()
-            if not self._free_programs:
-                raise ArenaFull(
-                    f"the program store holds {self._capacities[0]} programs and is full",
-                    fix="unload programs that are no longer used, or open the session with a larger store",
-                )
-            n = self._free_programs.pop()
-        opcode = PROGRAM_FIRST + n
+            while True:
+                if not self._free_programs:
+                    raise ArenaFull(
+                        f"the program store holds {self._capacities[0]} programs and is full",
+                        fix="unload programs that are no longer used, or open the session with a larger store",
+                    )
+                n = self._free_programs.popleft()
+                opcode = PROGRAM_FIRST + n
+                if opcode not in self._handlers:
+                    break
         self._images[opcode] = image
         self._memory.programs.words[n] = image.address
         return opcode
@@ -574,7 +592,9 @@ class CpuEngine:
         """Workers that sleep now."""
         return int(self._memory.engine.words[SESSION_SLEEPERS // 8] & 0xFFFF_FFFF)
 
-    def dispatch(self, items: NDArray[np.void], groups: int) -> NDArray[np.void]:
+    def dispatch(
+        self, items: NDArray[np.void], groups: int, *, timeout_s: float | None = None, owners: object = None
+    ) -> NDArray[np.void]:
         """Finite dispatch: run exactly these items on ``groups`` workgroups that leave when nothing is left.
 
         Groups loop over tickets, so any number of them covers all items; at most ``workers`` run at a time.
@@ -582,32 +602,55 @@ class CpuEngine:
         Args:
             items: SLOT_DTYPE, C-contiguous.
             groups: at least 1.
+            timeout_s: items that have not begun by then end in FAULT (deadline passed); None for no limit.
+            owners: kept alive until the last group has left.
         Returns:
             The records, in the order of the items.
+        Raises:
+            ProgramError: an opcode that nothing answers to; nothing was run.
+            SessionClosed: the engine was closed before the last item was complete.
         """
         self._check_open()
         n = len(items)
-        capacity = 1 << max(0, n - 1).bit_length()
-        ring = Ring(capacity)
-        if self.submit(ring, items) is None:  # pragma: no cover - the ring was made to hold them
+        if n == 0:
+            return np.empty(0, RECORD_DTYPE)
+        ring = Ring(1 << (n - 1).bit_length())
+        stop_at = 0 if timeout_s is None else time.monotonic_ns() + int(timeout_s * 1e9)
+        if self.submit(ring, items, stop_at_ns=stop_at) is None:  # pragma: no cover - the ring was made to hold them
             raise AssertionError("a ring of the batch's size was full")
         threads = [
-            threading.Thread(target=_drain, args=(self.natives, self.address, ring.address), daemon=True)
-            for _ in range(min(groups, self.workers))
+            threading.Thread(target=_drain, args=(self.natives, self._memory, ring, (items, owners)), daemon=True)
+            for _ in range(max(1, min(groups, self.workers)))
         ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        done = self.wait(ring, 0, n, 0)
-        assert done == n, "workgroups left before the last item was complete"
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            # Groups leave when there is no ticket; a long item's last tiles may be with a resident worker even then,
+            # and a fence behind it still to be taken.
+            while self.wait(ring, 0, n, WAIT_SLICE_NS) < n:
+                if self.closed:
+                    self.close()
+                    raise SessionClosed("this engine was closed during a dispatch", fix="open a new session")
+                self.natives.drain(self.address, ring.address)
+        except BaseException:
+            for sequence in range(n):
+                self.natives.cancel(ring.address, sequence)
+            for thread in threads:
+                if thread.ident is not None:
+                    thread.join()
+            raise
         return self.collect(ring, 0, n)
 
     def close(self) -> None:
-        """Stop the workers and join them. Items not yet taken are left where they are."""
+        """Stop the workers and join them. Items not yet taken are left where they are.
+
+        When it returns, whoever called it, no thread is inside an item, so memory that items name is their owners'.
+        """
         self.closed = True
-        self._finalizer()
-        atexit.unregister(self._finalizer)
+        with self._closing:
+            self._finalizer()
 
     def _check_open(self) -> None:
         if self.closed:
@@ -621,6 +664,7 @@ def _forked() -> None:
     """In a forked child: neither threads nor ring memory exist here; never signal the parent's."""
     for engine in _OPEN:
         engine.closed = True
+        engine._closing = threading.Lock()
         engine._finalizer.detach()
 
 
@@ -634,13 +678,14 @@ def _live(natives_: Natives, memory: _Memory) -> None:
     natives_.worker_loop(engine, natives_.take_worker(engine))
 
 
-def _drain(natives_: Natives, engine: int, ring: int) -> None:
+def _drain(natives_: Natives, memory: _Memory, ring: Ring, owners: object) -> None:
+    """One workgroup of a finite dispatch. It holds everything that it touches."""
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    natives_.drain(engine, ring)
+    natives_.drain(memory.engine.address, ring.address)
 
 
-def _stop(natives_: Natives, memory: _Memory, threads: list[threading.Thread], rings: list[Ring]) -> None:
-    """Ask the workers to leave, ring the bell, join them. Memory and rings outlive this call by the arguments."""
+def _stop(natives_: Natives, memory: _Memory, threads: list[threading.Thread]) -> None:
+    """Ask the workers to leave, ring the bell, join them, and see everybody out who works while he waits."""
     words = memory.engine.words
     words[SESSION_STOP // 8] = 1
     memory.engine.bytes[SESSION_WORK_BELL : SESSION_WORK_BELL + 4].view(np.uint32)[0] += 1
@@ -649,7 +694,8 @@ def _stop(natives_: Natives, memory: _Memory, threads: list[threading.Thread], r
         while thread.is_alive():
             natives_.wake_workers(memory.engine.address, len(threads))
             thread.join(0.05)
-    rings.clear()
+    while memory.in_use:
+        time.sleep(0.000_5)
 
 
 @cache

@@ -76,7 +76,8 @@ class Image:
                 fix="split it into programs with fewer bins each",
             )
         per_tile = LANES * (sum(sizes_in) + sum(sizes_out) + sum(sizes_emit))
-        self.grain = max(1, min(_GRAIN_MAX, state.MAX_GRAIN_BYTES // max(1, per_tile)))
+        # A claim is not interrupted. A tile of a loop may burn all its fuel: cancel and Ctrl-C then wait for one tile.
+        self.grain = 1 if uses_fuel else max(1, min(_GRAIN_MAX, state.MAX_GRAIN_BYTES // max(1, per_tile)))
         # Op records are 64 bytes; bytes objects are only 8-byte aligned on their payload, which is all they need.
         self._ops = (ctypes.c_char * (len(prologue) + len(body))).from_buffer_copy(prologue + body)
         ops = ctypes.addressof(self._ops)

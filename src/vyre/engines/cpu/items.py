@@ -28,7 +28,7 @@ _DTYPES: Final[dict[MemType, np.dtype[Any]]] = {
 _EMPTY: Final[list[Any]] = []  # shared by results that have none; never changed
 _NO_SUMS: Final[dict[int, NDArray[np.float64]]] = {}
 _DONE: Final = int(Status.DONE)
-_LATE: Final = 16
+_LATE: Final = 16  # what the native call answers when the time is over
 
 
 class CpuItem:
@@ -51,7 +51,6 @@ class CpuItem:
         "engine",
         "number",
         "opcode",
-        "sequence",
     )  # fmt: skip
 
     def __init__(self, engine: CpuEngine, ring: Ring, opcode: int, operands: Operands) -> None:
@@ -75,11 +74,18 @@ class CpuItem:
                 WAIT_SLICE_NS,
                 self._record.buffer_info()[0],
                 SEQUENCE_NONE,
+                0,
+                0,
             ],
         )
         self._frame_address = self._frame.buffer_info()[0]
         self._call = engine.natives.call
-        self.sequence: int | None = None
+
+    @property
+    def sequence(self) -> int | None:
+        """Of the slot that is published and whose record was not collected; native code keeps it (worker.call)."""
+        found = self._frame[5]
+        return None if found == SEQUENCE_NONE else found
 
     def _bind(self, operands: Operands) -> tuple[int, BindingBlock]:
         return self.engine.bind(
@@ -122,19 +128,18 @@ class CpuItem:
         return self._operands
 
     def start(self, *, deadline_ns: int = 0, wake: bool = True) -> bool:
-        engine = self.engine
         if self._block.bins:
             self._block.clear_bins()
-        woken = 1 if wake or deadline_ns else 0
-        sequence = engine.natives.submit(engine.address, self._ring.address, self._frame[2], 1, deadline_ns, woken)
-        if sequence == SEQUENCE_NONE:
-            return False
-        self.sequence = sequence
-        return True
+        frame = self._frame
+        frame[6] = deadline_ns
+        frame[7] = 1 if wake or deadline_ns else 0
+        return bool(self.engine.natives.start(self._frame_address))
 
     def wait(self, timeout_ns: int) -> bool:
-        assert self.sequence is not None, "wait before start"
-        return self.engine.wait(self._ring, self.sequence, 1, timeout_ns) == 1
+        sequence = self._frame[5]
+        if sequence == SEQUENCE_NONE:  # another thread collected it
+            return False
+        return self.engine.wait(self._ring, sequence, 1, timeout_ns) == 1
 
     def call(self) -> bool:
         """start() and the first wait() in one native call. False: not done within WAIT_SLICE_NS, or the ring is full.
@@ -144,16 +149,11 @@ class CpuItem:
         if self._block.bins:
             self._block.clear_bins()
         status = self._call(self._frame_address)
-        if status and status != _LATE:
-            return True
-        self.sequence = None if status == 0 else self._frame[5]
-        return False
+        return bool(status and status != _LATE)
 
     def result(self) -> ItemResult:
         assert self.sequence is not None, "result before start"
-        engine = self.engine
-        engine.natives.collect(self._ring.address, self.sequence, 1, self._frame[4])
-        self.sequence = None
+        self.engine.natives.take(self._frame_address)
         return self.collected()
 
     def collected(self) -> ItemResult:
@@ -207,8 +207,9 @@ class CpuItem:
         return self._record[5], self._record[6]
 
     def cancel(self) -> None:
-        if self.sequence is not None:
-            self.engine.natives.cancel(self._ring.address, self.sequence)
+        sequence = self.sequence
+        if sequence is not None:
+            self.engine.natives.cancel(self._ring.address, sequence)
 
     def close(self) -> None:
         if self.number >= 0:

@@ -30,6 +30,7 @@ from vyre.engines.cpu.state import (
     B_ELEMENTS,
     B_EMITS,
     B_EMITTED,
+    B_IMAGE,
     B_INPUTS,
     B_OPCODE,
     B_ORIGIN,
@@ -190,6 +191,7 @@ ATOMIC_ADD = Opcode.ATOMIC_ADD
 LOAD_U32 = Opcode.LOAD_U32
 COMPARE_SWAP = Opcode.COMPARE_SWAP
 BATCH_FENCE = Opcode.BATCH_FENCE
+DFA_STEP = Opcode.DFA_STEP
 UNKNOWN_OPCODE = FaultCode.unknown_opcode
 BAD_BINDING = FaultCode.bad_binding
 OUT_OF_BOUNDS = FaultCode.out_of_bounds
@@ -237,8 +239,11 @@ def image_of(engine: int, opcode: int) -> int:
 
 @worker_unit.function
 def accepts(engine: int, opcode: int) -> int:
-    """1 when a slot of this opcode may be published: an implemented built-in, or a program or handler that is there."""
-    if opcode <= COMPARE_SWAP or opcode == BATCH_FENCE:
+    """1 when a slot of this opcode may be published: a built-in, or a program or handler that is there.
+
+    DFA_STEP keeps its number and ends in FAULT until something implements it (decision 17).
+    """
+    if opcode <= COMPARE_SWAP or opcode == BATCH_FENCE or opcode == DFA_STEP:
         return 1
     if opcode < NATIVE_FIRST:
         return 0
@@ -693,7 +698,8 @@ def run_item(engine: int, worker: int, ring: int, sequence: int, until: int) -> 
     if binding != 0:
         origin = load64(binding + B_ORIGIN)
         elements = load64(binding + B_ELEMENTS)
-        if load64(binding + B_OPCODE) == opcode and first >= origin and first - origin <= elements:
+        # The image, not the opcode: an opcode may have been given to another program since the slot was published.
+        if load64(binding + B_IMAGE) == image and first >= origin and first - origin <= elements:
             if count <= elements - (first - origin) and (first & (LANES - 1)) == 0:
                 good = 1
     if good == 0:
@@ -911,6 +917,13 @@ def worker_loop(engine: int, worker: int) -> None:
                 futex_wait(engine + SESSION_WORK_BELL, bell, SLEEP_NS)
             fetch_add32(engine + SESSION_SLEEPERS, 0 - 1)
     restore_float_mode(mode)
+    leave_worker(worker)
+
+
+@worker_unit.function
+def leave_worker(worker: int) -> None:
+    # Pairs with the exchange in take_worker.
+    store32_release(worker + W_IN_USE, 0)
 
 
 @worker_unit.function
@@ -927,17 +940,19 @@ def take_worker(engine: int) -> int:
 
 
 @worker_unit.function
-def leave_worker(worker: int) -> None:
-    # Pairs with the exchange in take_worker.
-    store32_release(worker + W_IN_USE, 0)
+def may_sleep(engine: int) -> int:
+    """1 when a waiter finds nothing that it should do instead."""
+    if has_work(engine) != 0 or load32_acquire(engine + SESSION_STOP) != 0:
+        return 0
+    return 1
 
 
 @worker_unit.function
 def wait(engine: int, ring: int, first: int, n: int, timeout_ns: int) -> int:
     """Wait for n items from ``first`` on, running whatever is there meanwhile: the waiter is a worker.
 
-    Returns how many of them, counted from the first, are complete: n, or fewer after timeout_ns. At least one look is
-    taken.
+    Returns how many of them, counted from the first, are complete: n, or fewer after timeout_ns or once the engine is
+    asked to stop. At least one look is taken. With timeout_ns = 0 at most one item is run.
     """
     i = 0
     while i < n and is_complete(ring, first + i) != 0:
@@ -954,17 +969,25 @@ def wait(engine: int, ring: int, first: int, n: int, timeout_ns: int) -> int:
             i += 1
         if i == n:
             break
+        # Nobody may be inside an item any more when close() returns: the memory of items is given back then.
+        if load32_acquire(engine + SESSION_STOP) != 0:
+            break
         turn += 1
         if turn & 15 == 0 and now_ns() >= until:
             break
-        if work_once(engine, worker, until) == 0:
+        ran = work_once(engine, worker, until)
+        if timeout_ns == 0:
+            while i < n and is_complete(ring, first + i) != 0:
+                i += 1
+            break
+        if ran == 0:
             began = ticks()
             while is_complete(ring, first + i) == 0 and has_work(engine) == 0 and ticks() - began < spin:
                 pause()
             bell = load32_acquire(engine + SESSION_DONE_BELL)
             fetch_add32(engine + SESSION_WAITERS, 1)
             now = now_ns()
-            if now < until and is_complete(ring, first + i) == 0 and has_work(engine) == 0:
+            if now < until and is_complete(ring, first + i) == 0 and may_sleep(engine) != 0:
                 futex_wait(engine + SESSION_DONE_BELL, bell, until - now)
             fetch_add32(engine + SESSION_WAITERS, 0 - 1)
             if now_ns() >= until and is_complete(ring, first + i) == 0:
@@ -1002,8 +1025,10 @@ def collect(ring: int, first: int, n: int, out: int) -> None:
 def call(frame: int) -> int:
     """Publish one slot, wait for it and collect its record: the fast path of a bound program.
 
-    frame: u64[6] {engine, ring, address of the slot, timeout ns, address for the record, sequence (out)}. Returns the
-    status, 0 when the ring is full, EMPTY + 16 when the time is over (the sequence says what to wait for).
+    frame: u64[8] {engine, ring, address of the slot, timeout ns, address for the record, sequence, stop at, wake}.
+    The sequence is SEQUENCE_NONE whenever the item is not published or its record was collected, whatever happens to
+    the Python that called: an interrupt may come right behind this call. Returns the status, 0 when the ring is full,
+    EMPTY + 16 when the time is over.
     """
     engine = load64(frame)
     ring = load64(frame + 8)
@@ -1015,7 +1040,25 @@ def call(frame: int) -> int:
         return 16
     record = load64(frame + 32)
     collect(ring, sequence, 1, record)
+    store64(frame + 40, SEQUENCE_NONE)
     return load32(record + 8)
+
+
+@worker_unit.function
+def start(frame: int) -> int:
+    """Publish the slot of a frame (see ``call``). Returns 0 when the ring is full."""
+    sequence = submit(load64(frame), load64(frame + 8), load64(frame + 16), 1, load64(frame + 48), load64(frame + 56))
+    store64(frame + 40, sequence)
+    if sequence == SEQUENCE_NONE:
+        return 0
+    return 1
+
+
+@worker_unit.function
+def take(frame: int) -> None:
+    """Collect the record of a frame's item, which is complete."""
+    collect(load64(frame + 8), load64(frame + 40), 1, load64(frame + 32))
+    store64(frame + 40, SEQUENCE_NONE)
 
 
 @worker_unit.function
@@ -1031,12 +1074,9 @@ def drain(engine: int, ring: int) -> None:
     mode = set_float_mode()
     ticket = claim(ring)
     while ticket != 0:
-        run_alone_item(engine, worker, ring, ticket - 1)
-        ticket = claim(ring)
+        run_item(engine, worker, ring, ticket - 1, 0)
+        ticket = 0
+        if load32_acquire(engine + SESSION_STOP) == 0:
+            ticket = claim(ring)
     restore_float_mode(mode)
     leave_worker(worker)
-
-
-@worker_unit.function
-def run_alone_item(engine: int, worker: int, ring: int, sequence: int) -> None:
-    run_item(engine, worker, ring, sequence, 0)
