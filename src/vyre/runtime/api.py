@@ -6,8 +6,10 @@ Owns: the default session. Leaves to others: everything else (session).
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
+
+import numpy as np
 
 from vyre.runtime.programs import ProgramLike
 from vyre.runtime.result import Result
@@ -60,7 +62,13 @@ def open(
 
 
 def default_session(engine: EngineName = "auto") -> Session:
-    """The session that one-off calls share; one per engine, closed when the process ends."""
+    """The session that one-off calls share; one per engine, closed when the process ends.
+
+    "auto" is cpu here, also beside a GPU: a single call over host arrays does not pay for the way there. Calls over
+    device arrays ask for cuda themselves (decision 16).
+    """
+    if engine == "auto":
+        engine = "cpu"
     found = _defaults.get(engine)
     if found is not None and not found.closed:
         return found
@@ -86,7 +94,13 @@ def run(
     progress: Callable[[int, int], None] | None = None,
     **named: Any,
 ) -> Result:
-    """Run a program over arrays or files on the default session. Arguments as for ``Session.run``."""
+    """Run a program over arrays or files on the default session. Arguments as for ``Session.run``.
+
+    Args:
+        engine: "auto" takes cuda when an input lies in device memory, else cpu.
+    """
+    if engine == "auto" and any(in_device_memory(a) for a in (inputs, *values_of(inputs), *named.values())):
+        engine = "cuda"
     return default_session(engine).run(
         program,
         inputs,
@@ -113,5 +127,17 @@ def evaluate(text: str, /, *, engine: EngineName = "auto", out: Any = None, **ar
         CompileError: the text is not an expression that can be compiled; says where.
         BindError: arrays of different lengths or of types that there are none of.
     """
+    if engine == "auto" and any(in_device_memory(a) for a in arrays.values()):
+        engine = "cuda"
     session = default_session(engine)
     return session.evaluate(text, arrays, out=out)
+
+
+def in_device_memory(value: Any) -> bool:
+    """True for arrays of a GPU: torch, CuPy and whatever else has ``__cuda_array_interface__``."""
+    return type(value) is not np.ndarray and hasattr(value, "__cuda_array_interface__")
+
+
+def values_of(inputs: Any) -> Iterable[Any]:
+    """The values of a mapping, nothing of anything else."""
+    return inputs.values() if isinstance(inputs, Mapping) else ()

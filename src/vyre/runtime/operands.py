@@ -28,6 +28,39 @@ _INTEGERS: Final[dict[MemType, tuple[int, int]]] = {
 }  # fmt: skip
 
 
+class DeviceArray:
+    """An array in GPU memory, seen through ``__cuda_array_interface__``: what counts of it, whoever made it.
+
+    Attributes:
+        owner: the caller's array; kept alive with the item.
+        dtype, shape, size: as NumPy has them.
+    """
+
+    __slots__ = ("__cuda_array_interface__", "dtype", "owner", "shape", "size")
+
+    def __init__(self, owner: Any) -> None:
+        self.owner = owner
+        self.__cuda_array_interface__: dict[str, Any] = owner.__cuda_array_interface__
+        self.dtype = np.dtype(self.__cuda_array_interface__["typestr"])
+        self.shape = tuple(self.__cuda_array_interface__["shape"])
+        self.size = math.prod(self.shape)
+
+
+def on_device(stream: Stream, value: Any) -> DeviceArray:
+    """A device array of the declared type; used where it is.
+
+    Raises:
+        BindError: it has another type.
+    """
+    a = DeviceArray(value)
+    if a.dtype != numpy_dtype(stream.dtype):
+        raise BindError(
+            f"{stream.name} is a device array of {a.dtype}; the program has {stream.dtype.name}",
+            fix="convert it on the device first",
+        )
+    return a
+
+
 def as_input(stream: Stream, value: object, notes: list[str]) -> NDArray[Any]:
     """The array behind a value given for an input: of the declared type, native order, C-contiguous, any shape.
 

@@ -111,7 +111,10 @@ class Result:
             program, item = self._program, self._item
             values: dict[str, Any] = {}
             for stream, a in zip(program.outputs, item.outputs, strict=True):
-                values[stream.name] = a if self._shape is None else a.reshape(self._shape)
+                if isinstance(a, np.ndarray):
+                    values[stream.name] = a if self._shape is None else a.reshape(self._shape)
+                else:  # in device memory: the caller's own array
+                    values[stream.name] = a.owner
             for stream, a in zip(program.emits, item.emits, strict=True):
                 values[stream.name] = a
             for acc, a in zip(program.accumulators, item.accumulators, strict=True):

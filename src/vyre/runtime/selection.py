@@ -65,9 +65,19 @@ def _cuda(
     device: int, idle_s: float | None, stay_s: float | None, resident: bool, *, required: bool
 ) -> tuple[Engine | None, str]:
     """The GPU engine and why, or None and what is missing."""
-    missing = "the GPU engine is not part of a session yet"
-    if required:
-        raise EngineUnavailable(
-            f"engine cuda cannot be opened: {missing}", fix="use engine='cpu'; vyre doctor says what this machine has"
-        )
-    return None, f"because {missing}"
+    try:
+        from vyre.engines.cuda.items import SessionCudaEngine
+        from vyre.store import Store
+
+        options: dict[str, Any] = {"resident": resident, "store": Store()}
+        if idle_s is not None:
+            options["grace_s"] = idle_s
+        if stay_s is not None:
+            options["stay_s"] = stay_s
+        engine = SessionCudaEngine(device, **options)
+    except EngineUnavailable as error:
+        if required:
+            raise
+        return None, f"because there is no GPU to use: {error.message}"
+    why = "as asked" if required else "because there is a GPU"
+    return engine, f"device {device}, {why}"

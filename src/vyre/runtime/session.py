@@ -20,7 +20,7 @@ from vyre.engines.base import FileRange, Item, ItemResult, Operands
 from vyre.errors import BindError, Fault, RingFull, SessionClosed
 from vyre.program.opcodes import Access, FaultCode
 from vyre.program.verifier import Verified
-from vyre.runtime.operands import as_input, as_output, as_param, as_table, check_overlap, count_of
+from vyre.runtime.operands import as_input, as_output, as_param, as_table, check_overlap, count_of, on_device
 from vyre.runtime.programs import ProgramLike, verified_of
 from vyre.runtime.result import Facts, Result
 from vyre.runtime.tickets import Ticket, raise_for
@@ -133,6 +133,7 @@ class Session:
             stay_s=stay_s,
             store=store,
         )
+        self._takes_device_arrays = self.engine.name == "cuda"
         self.pool_bytes = pool_bytes
         self.io = io
         self._lock = threading.Lock()
@@ -209,7 +210,10 @@ class Session:
                 a = named[name]
                 # The common case first: exactly the array that is needed.
                 if type(a) is not np.ndarray or a.dtype is not dtype or not a.flags.c_contiguous or not a.flags.aligned:
-                    a = as_input(stream, a, notes)
+                    if self._takes_device_arrays and hasattr(a, "__cuda_array_interface__"):
+                        a = on_device(stream, a)
+                    else:
+                        a = as_input(stream, a, notes)
                 arrays.append(a)
         except KeyError:
             raise BindError(f"program {program.name}: input {stream.name} ({stream.dtype.name}) is missing") from None
@@ -244,9 +248,14 @@ class Session:
             if name not in [s.name for s in program.outputs]:
                 raise BindError(f"out names {name!r}, which is no output of program {program.name}")
         others = dict(zip((s.name for s in program.inputs), arrays, strict=True))
-        outputs = []
+        outputs: list[Any] = []
         for stream, dtype in zip(program.outputs, loaded._dtypes, strict=True):
-            if stream.name in out:
+            a: Any
+            if self._takes_device_arrays and hasattr(out.get(stream.name), "__cuda_array_interface__"):
+                a = on_device(stream, out[stream.name])
+                if a.size != count:
+                    raise BindError(f"out for {stream.name} has {a.size} elements, the inputs have {count}")
+            elif stream.name in out:
                 a = as_output(stream, out[stream.name], count)
                 check_overlap(a, stream.name, others)
                 others[f"out for {stream.name}"] = a

@@ -1,0 +1,127 @@
+"""Items of the GPU engine as sessions use them: see vyre.engines.base.Item.
+
+Owns: when an item's operands are bound, refreshed and given back. Leaves to others: descriptors and memory (engine), the
+ring (residency).
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+
+from vyre.engines.base import FileRange, ItemResult, Operands
+from vyre.engines.cuda.engine import Binding, CudaEngine
+from vyre.errors import Fault, WaitTimeout
+from vyre.program.ir import Program
+from vyre.program.opcodes import FAULT_REASONS, FaultCode
+
+
+class CudaItem:
+    """Operands bound to the GPU. Host arrays are staged through pinned memory at each start; device arrays stay."""
+
+    def __init__(self, engine: SessionCudaEngine, opcode: int, operands: Operands) -> None:
+        self.engine = engine
+        self.opcode = opcode
+        self.operands = operands
+        self.sequence: int | None = None
+        self._binding: Binding | None = None
+        self._failed: ItemResult | None = None
+
+    def retarget(self, operands: Operands) -> None:
+        """Other operands for the same program. Not while it is published."""
+        self._unbind()
+        self.operands = operands
+
+    def start(self, *, deadline_ns: int = 0, wake: bool = True) -> bool:
+        if self._binding is None:
+            inputs = self._inputs()
+            if inputs is None:
+                self._failed = ItemResult(fault=_shrank(self.operands.origin))
+                return True
+            o = self.operands
+            outputs = [a if hasattr(a, "__cuda_array_interface__") else None for a in o.outputs]
+            self._binding = self.engine.bind(self.opcode, inputs, o.tables, o.params, outputs, o.count, o.origin)
+        else:
+            for staged, given in zip(self._binding.inputs, self.operands.inputs, strict=True):
+                if staged is not None and isinstance(given, np.ndarray):
+                    np.copyto(staged, given.reshape(-1)[: self.operands.count])
+        self.sequence = self.engine.publish(self._binding)
+        return self.sequence is not None
+
+    def _inputs(self) -> list[Any] | None:
+        """Inputs as the engine binds them; ranges of files are read into pinned memory. None: a file ended early."""
+        found: list[Any] = []
+        program = self.engine.program(self.opcode)
+        for stream, value in zip(program.inputs, self.operands.inputs, strict=True):
+            if not isinstance(value, FileRange):
+                found.append(value.reshape(-1) if isinstance(value, np.ndarray) else value)
+                continue
+            data = bytearray(self.operands.count * stream.dtype.size)
+            view, at = memoryview(data), 0
+            while at < len(data):
+                got = os.preadv(value.fd, [view[at:]], value.offset + at)
+                if got == 0:
+                    return None
+                at += got
+            found.append(np.frombuffer(data, _numpy(stream.dtype)))
+        return found
+
+    def wait(self, timeout_ns: int) -> bool:
+        if self._failed is not None:
+            return True
+        assert self.sequence is not None, "wait before start"
+        try:
+            self.engine.wait(self.sequence, 1, timeout_ns / 1e9)
+        except WaitTimeout:
+            return False
+        return True
+
+    def result(self) -> ItemResult:
+        if self._failed is not None:
+            failed, self._failed = self._failed, None
+            return failed
+        assert self.sequence is not None, "result before start"
+        assert self._binding is not None
+        found = self.engine.result(self._binding, self.sequence)
+        self.sequence = None
+        if found.fault is None:
+            for given, made in zip(self.operands.outputs, found.outputs, strict=True):
+                if isinstance(given, np.ndarray):
+                    given.reshape(-1)[:] = made
+            found.outputs = list(self.operands.outputs)
+        return found
+
+    def cancel(self) -> None:
+        """Not possible on the GPU yet: it runs to its end, which its fuel bounds."""
+
+    def close(self) -> None:
+        self._unbind()
+
+    def _unbind(self) -> None:
+        if self._binding is not None:
+            self.engine.unbind(self._binding)
+            self._binding = None
+
+
+def _numpy(dtype: Any) -> np.dtype[Any]:
+    from vyre.stream.formats import numpy_dtype
+
+    return numpy_dtype(dtype)
+
+
+def _shrank(element: int) -> Fault:
+    return Fault(int(FaultCode.file_shrank), FAULT_REASONS[FaultCode.file_shrank], element=element)
+
+
+class SessionCudaEngine(CudaEngine):
+    """The GPU engine with the verbs of vyre.engines.base.Engine."""
+
+    def program(self, opcode: int) -> Program:
+        """What was loaded at an opcode."""
+        return self._programs[opcode].program
+
+    def item(self, opcode: int, operands: Operands, *, stream: object = None) -> CudaItem:
+        """Operands for publishing; bound when it is started."""
+        return CudaItem(self, opcode, operands)
