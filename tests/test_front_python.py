@@ -238,6 +238,17 @@ def test_float_functions_give_what_python_gives():
     agrees(choose, np.repeat(FLOATS, len(FLOATS)), np.tile(FLOATS, len(FLOATS)))
 
 
+def test_many_early_returns_do_not_nest_beyond_the_limit(tmp_path):
+    lines = ["import vyre", "def f(n: vyre.i64) -> vyre.i64:", "    s = 0"]
+    for k in range(60):
+        lines += [f"    if n == {k}:", f"        return {k * k % 17}", f"    s += n // {k + 1}"]
+    path = tmp_path / "many.py"
+    path.write_text("\n".join([*lines, "    return s", ""]))
+    names = {}
+    exec(compile(path.read_text(), str(path), "exec"), names)
+    agrees(names["f"], np.arange(-5, 70))
+
+
 def test_range_reaches_the_ends_of_its_type_without_wrapping():
     @program
     def near_the_end(x: vyre.i32) -> vyre.i64:

@@ -17,7 +17,7 @@ from typing import Final
 from vyre.program.builder import Builder
 from vyre.program.ir import Program
 from vyre.program.kinds import BOOL, CONST, I32, KIND_TYPE, WEAK_INT, Refusal, code_of
-from vyre.program.opcodes import BY_CODE
+from vyre.program.opcodes import BY_CODE, MAX_BLOCK_DEPTH
 from vyre.program.python_flow import Flow, assigned_names, flow
 from vyre.program.python_loops import Loops
 from vyre.program.python_results import Facts
@@ -25,6 +25,7 @@ from vyre.program.python_values import Buffer, Item, Variable, words
 
 _IF, _ELSE, _END, _LOOP, _BR_IF = (code_of(name) for name in ("if", "else", "end", "loop", "br_if"))
 _EQZ: Final = code_of("i32.eqz")
+_DEEP: Final = MAX_BLOCK_DEPTH // 2  # blocks inside each other, from which on jumps no longer nest what follows
 
 
 class Body(Loops):
@@ -58,39 +59,43 @@ class Body(Loops):
             self.prologue.append(Item(CONST.get(value & 15, CONST[I32]), value >> 4, (), 0, self.first_line))
 
     def block(self, statements: list[ast.stmt]) -> None:
-        """Statements in order; what can be jumped over is nested or guarded."""
+        """Statements in order; what can be jumped over is nested or, where that is deep already, guarded."""
         for number, statement in enumerate(statements):
             rest = statements[number + 1 :]
             self.node = statement
             one = flow([statement])
-            if isinstance(statement, ast.If):
+            if isinstance(statement, ast.If) and rest and self.depth < _DEEP:
                 a, b = flow(statement.body), flow(statement.orelse)
-                if rest and a is Flow.jumps and b is Flow.falls:
+                if a is Flow.jumps and b is Flow.falls:
                     self.branch(statement, statement.body, statement.orelse + rest)
                     return
-                if rest and b is Flow.jumps and a is Flow.falls:
+                if b is Flow.jumps and a is Flow.falls:
                     self.branch(statement, statement.body + rest, statement.orelse)
                     return
             self.statement(statement)
             if one is Flow.jumps:
                 return
             if one is Flow.maybe and rest:
-                self.guard(statement, rest)
+                self.guard(rest)
                 return
 
-    def guard(self, statement: ast.stmt, rest: list[ast.stmt]) -> None:
-        """What follows a statement that may have jumped."""
-        self.node = rest[0]
+    def guard(self, rest: list[ast.stmt]) -> None:
+        """What follows a statement that may have jumped. Where it is deep, piece by piece, each up to the next jump."""
         loop = self.loops[-1]
         self.guarded.add(loop.place)
         if len(self.loops) == 1:
             self.late = True
-        sure, before = self.sure, self.node
-        self.open(_IF, self.emit(_EQZ, BOOL, loop.skip or self.constant(BOOL, 0)))
-        self.block(rest)
-        self.node = before
-        self.close()
-        self.sure = sure
+        sure = self.sure
+        while rest:
+            jumps = [number for number, statement in enumerate(rest, 1) if flow([statement]) is not Flow.falls]
+            count = jumps[0] if jumps and self.depth >= _DEEP else len(rest)
+            self.node = first = rest[0]
+            self.open(_IF, self.emit(_EQZ, BOOL, loop.skip or self.constant(BOOL, 0)))
+            self.block(rest[:count])
+            self.node = first
+            self.close()
+            self.sure = sure
+            rest = rest[count:]
 
     def branch(self, statement: ast.If, body: list[ast.stmt], orelse: list[ast.stmt]) -> None:
         """``if``: the two branches, and what is known after both."""
@@ -98,12 +103,17 @@ class Body(Loops):
         self.node = statement
         sure, known, emitted = self.sure, self.known, self.emitted
         self.open(_IF, condition)
+        start = len(self.items)
         self.block(body)
         sure_a, known_a, emitted_a = self.sure, self.known, self.emitted
         self.sure, self.known, self.emitted = sure, known, emitted
         if orelse:
             self.node = orelse[0]
-            self.otherwise()
+            if len(self.items) == start:  # nothing in the first branch: the other one is the only one
+                del self.items[start - 1]
+                self.append(_IF, 0, (self.emit(_EQZ, BOOL, condition) >> 4,))
+            else:
+                self.otherwise()
             self.block(orelse)
         self.close()
         self.sure &= sure_a
