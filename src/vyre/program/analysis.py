@@ -14,13 +14,13 @@ from vyre.program.ir import Program
 from vyre.program.opcodes import BY_NAME, OPCODES, Group, MemType, Nan, Op
 
 # What an instruction does with the bits of a NaN in its operands: the rules of decision 7.
-_BLIND: Final = 0  # arithmetic, comparison, conversion: any NaN is as good as another
-_MOVES_A: Final = 1  # mov, abs, neg: the result has a's payload
-_MOVES_AB: Final = 2  # select
-_COPYSIGN: Final = 3  # moves a's payload and sees b's sign
-_SEES_A: Final = 4  # reinterpret: the bits become an integer
-_STORES: Final = 5  # seen when the memory type is the register's type; f16 and bf16 have one NaN
-_EMITS: Final = 6
+BLIND: Final = 0  # arithmetic, comparison, conversion: any NaN is as good as another
+MOVES_A: Final = 1  # mov, abs, neg: the result has a's payload
+MOVES_AB: Final = 2  # select
+COPYSIGN: Final = 3  # moves a's payload and sees b's sign
+SEES_A: Final = 4  # reinterpret: the bits become an integer
+STORES: Final = 5  # seen when the memory type is the register's type; f16 and bf16 have one NaN
+EMITS: Final = 6
 
 _END: Final = BY_NAME["end"].code
 _ELSE: Final = BY_NAME["else"].code
@@ -33,22 +33,25 @@ _BR_IF: Final = BY_NAME["br_if"].code
 def _rule(op: Op) -> int:
     verb = op.name.partition(".")[2]
     if not any(t.is_float for t in op.args):
-        return _BLIND
+        return BLIND
     if verb in ("mov", "abs", "neg"):
-        return _MOVES_A
+        return MOVES_A
     if verb == "select":
-        return _MOVES_AB
+        return MOVES_AB
     if verb == "copysign":
-        return _COPYSIGN
+        return COPYSIGN
     if verb.startswith("reinterpret"):
-        return _SEES_A
-    return _STORES if verb == "store" else _EMITS if verb == "emit" else _BLIND
+        return SEES_A
+    return STORES if verb == "store" else EMITS if verb == "emit" else BLIND
 
 
-_PLAN: Final = {
+RULES: Final = {
     op.code: (op.result is not None, op.nan is Nan.canonical, len(op.args), _rule(op), op.group is Group.control)
     for op in OPCODES
 }
+"""By opcode: has a result, makes the canonical NaN, operands, rule, is control."""
+SHOWN: Final = frozenset((MemType.f32, MemType.f64))
+"""Memory types in which a float's bits are seen as they are."""
 
 
 class HasProgram(Protocol):
@@ -100,7 +103,7 @@ def analyse(program: Program | HasProgram, results: int = 0) -> Analysis:
         max_live = _straight(program, results, live_out, canonical)
         return Analysis(live_out, held, blend, canonical, max_live, False)
     headers: dict[int, tuple[int, int]] = {}
-    plan = _PLAN
+    plan = RULES
     while True:
         changed = False
         frames: list[tuple[int, int, int, int, int]] = []
@@ -173,9 +176,9 @@ def analyse(program: Program | HasProgram, results: int = 0) -> Analysis:
                     if args > 2:
                         live |= 1 << c
             if rule > 2:
-                if rule == _COPYSIGN:
+                if rule == COPYSIGN:
                     seen |= 1 << b
-                elif rule == _SEES_A or _shows(program, rule, imm):
+                elif rule == SEES_A or _shows(program, rule, imm):
                     seen |= 1 << a
         if not changed:
             return Analysis(live_out, held, blend, canonical, max_live, True)
@@ -183,7 +186,7 @@ def analyse(program: Program | HasProgram, results: int = 0) -> Analysis:
 
 def _straight(program: Program, results: int, live_out: list[int], canonical: list[bool]) -> int:
     """The same for code without blocks, in half the time. Fills the lists and returns max_live."""
-    code, plan = program.code, _PLAN
+    code, plan = program.code, RULES
     live = seen = results
     max_live = 0
     pc = len(code)
@@ -212,9 +215,9 @@ def _straight(program: Program, results: int, live_out: list[int], canonical: li
             else:
                 live |= 1 << a | 1 << b | 1 << c
             if rule > 2:
-                if rule == _COPYSIGN:
+                if rule == COPYSIGN:
                     seen |= 1 << b
-                elif rule == _SEES_A or _shows(program, rule, imm):
+                elif rule == SEES_A or _shows(program, rule, imm):
                     seen |= 1 << a
             size = live.bit_count()
             if size > max_live:
@@ -224,5 +227,5 @@ def _straight(program: Program, results: int, live_out: list[int], canonical: li
 
 def _shows(program: Program, rule: int, imm: int) -> bool:
     """Whether a float store or emit puts the register's bits into memory as they are."""
-    stream = program.outputs[imm] if rule == _STORES else program.emits[imm]
-    return stream.dtype is MemType.f32 or stream.dtype is MemType.f64
+    stream = program.outputs[imm] if rule == STORES else program.emits[imm]
+    return stream.dtype in SHOWN
