@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vyre.engines.base import FileRange, ItemResult, Operands
-from vyre.engines.cpu.engine import FILE, MEMORY, WAIT_SLICE_NS, BindingBlock, CpuEngine, item
+from vyre.engines.cpu.engine import FILE, MEMORY, WAIT_SLICE_NS, BindingBlock, CpuEngine
 from vyre.errors import Fault
 from vyre.program.ir import Program
 from vyre.program.opcodes import FAULT_REASONS, FaultCode, MemType
-from vyre.ring.layout import NO_ELEMENT, NO_PC, SEQUENCE_NONE, Status
+from vyre.ring.layout import NO_ELEMENT, NO_PC, SEQUENCE_NONE, SLOT_WORDS, Priority, Status
 from vyre.ring.memory import Ring
 
 _DTYPES: Final[dict[MemType, np.dtype[Any]]] = {
@@ -27,6 +27,7 @@ _DTYPES: Final[dict[MemType, np.dtype[Any]]] = {
 }  # fmt: skip
 _EMPTY: Final[list[Any]] = []  # shared by results that have none; never changed
 _NO_SUMS: Final[dict[int, NDArray[np.float64]]] = {}
+_NO_ARGUMENTS: Final = (0,) * (SLOT_WORDS - 9)
 _DONE: Final = int(Status.DONE)
 _LATE: Final = 16  # what the native call answers when the time is over
 
@@ -47,7 +48,6 @@ class CpuItem:
         "_record",
         "_ring",
         "_slot",
-        "_slot_words",
         "engine",
         "number",
         "opcode",
@@ -62,15 +62,29 @@ class CpuItem:
         self._operands = operands
         self._capacity = self._elements = operands.count
         self.number, self._block = self._bind(operands)
-        self._slot = item(opcode, self.number, operands.origin, operands.count)
-        self._slot_words: memoryview = memoryview(self._slot.view(np.uint32).data).cast("B").cast("I")
+        origin, count = operands.origin, operands.count
+        self._slot = array(
+            "I",
+            (
+                0,
+                opcode,
+                0,
+                Priority.NORMAL,
+                self.number,
+                origin & 0xFFFF_FFFF,
+                origin >> 32,
+                count & 0xFFFF_FFFF,
+                count >> 32,
+                *_NO_ARGUMENTS,
+            ),
+        )
         self._record = array("Q", bytes(64))
         self._frame = array(
             "Q",
             [
                 engine.address,
                 ring.address,
-                self._slot.ctypes.data,
+                self._slot.buffer_info()[0],
                 WAIT_SLICE_NS,
                 self._record.buffer_info()[0],
                 SEQUENCE_NONE,
@@ -107,7 +121,7 @@ class CpuItem:
             self.number, self._block = self._bind(operands)
             self.engine.unbind(number)
             self._capacity = operands.count
-            self._slot_words[4] = self.number
+            self._slot[4] = self.number
         else:
             addresses = [address_of(a) for a in operands.outputs]
             addresses += [address_of(a) for a in operands.emits]
@@ -119,7 +133,7 @@ class CpuItem:
         self._operands = operands
         count, origin = operands.count, operands.origin
         self._elements = count
-        words = self._slot_words
+        words = self._slot
         words[5], words[6] = origin & 0xFFFF_FFFF, origin >> 32
         words[7], words[8] = count & 0xFFFF_FFFF, count >> 32
 
