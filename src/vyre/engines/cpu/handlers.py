@@ -11,14 +11,21 @@ NaN result becomes the canonical one. masked: only lanes of the mask in force co
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from functools import cache
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from vyre.engines.cpu import elementary, jit, makers, results
 from vyre.engines.cpu.makers import Maker
 from vyre.engines.cpu.skeleton import Made, module
 from vyre.engines.cpu.templates import fill
 from vyre.program.opcodes import OPCODES, Group, MemType, Nan, Op, Type
+
+if TYPE_CHECKING:
+    from vyre.program.ir import Program
+
+Form = tuple[bytes, bytes, int, bool]
+"""What native lowering gives: the first fields of a tile form."""
 
 SCALAR_B: Final = frozenset(
     [
@@ -213,6 +220,15 @@ class Handlers:
         self.addresses: dict[str, int] = {}
         self._names: dict[int, str] = {}
         self._lock = threading.Lock()
+        self._straight: Callable[[Program], Form | None] | None = None
+
+    def straight(self, program: Program) -> Form | None:
+        """Prologue, body, scratch slots and whether there is fuel, when native code can lower the program."""
+        if self._straight is None:
+            from vyre.engines.cpu.straight_form import Lowering
+
+            self._straight = Lowering(self.addresses, self.store).lower
+        return self._straight(program)
 
     def address(self, name: str) -> int:
         """Address of a handler; compiles its group, or loads it from the store, when it is the first of it.

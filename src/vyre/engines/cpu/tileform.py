@@ -74,6 +74,8 @@ def lower(verified: HasProgram | Program, handlers: Handlers | ObjectStore | Non
     """
     program = verified if isinstance(verified, Program) else verified.program
     own = handlers if isinstance(handlers, Handlers) else shared(handlers)
+    if (quick := own.straight(program)) is not None:
+        return TileForm(*quick)
     facts = analyse(program)
     try:
         return _Lowering(program, facts, own, early_stores_wait=True).run()
