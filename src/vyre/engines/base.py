@@ -91,6 +91,10 @@ class Item(Protocol):
         """Ask that it end soon. It completes all the same, as DONE or as FAULT with FaultCode.cancelled."""
         ...
 
+    def forget(self) -> None:
+        """Let go of the operands, which ``retarget`` replaces before the next start: an idle item keeps no arrays."""
+        ...
+
     def close(self) -> None:
         """Free the binding. Not while it is published and not complete."""
         ...

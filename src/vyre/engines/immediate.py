@@ -86,6 +86,10 @@ class ReferenceItem:
         assert found is not None, "result before start"
         return found
 
+    def forget(self) -> None:
+        """Let go of the operands."""
+        self.operands = Operands(0, 0, [], [], [], [], [])
+
     def cancel(self) -> None:
         """It is already done: items run where they are started."""
 

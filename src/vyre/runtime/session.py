@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from vyre.engines.base import FileRange, Item, ItemResult, Operands
-from vyre.errors import BindError, Fault, RingFull, SessionClosed
+from vyre.engines.base import FileRange, ItemResult, Operands
+from vyre.errors import BindError, Fault, RingFull, SessionClosed, WaitTimeout
 from vyre.program.opcodes import Access, FaultCode
 from vyre.program.verifier import Verified
 from vyre.runtime.operands import as_input, as_output, as_param, as_table, check_overlap, count_of, on_device
@@ -65,6 +65,19 @@ class Loaded:
         """Forget the program. Nothing that uses it may be unfinished."""
         self.session._unload(self)
 
+    def _free(self) -> None:
+        if self.opcode < 0:
+            return
+        opcode, self.opcode = self.opcode, -1
+        while self._idle:
+            self._idle.pop().close()
+        if not self.session.engine.closed:
+            self.session.engine.unload(opcode)
+
+    def __del__(self) -> None:
+        if getattr(self, "opcode", -1) >= 0:
+            self._free()
+
     def __repr__(self) -> str:
         return f"<vyre program {self.program.name} resident as {self.opcode:#x}>"
 
@@ -94,7 +107,11 @@ class Bound:
         session = self.session
         if session.closed:
             raise session._closed_error()
-        raw = session._execute(self._item, timeout_s)
+        try:
+            raw = session._execute(self._item, timeout_s)
+        except BaseException:
+            session._settle(self._item)
+            raise
         if raw.fault is not None:
             session._fault(raw, self._loaded, self._item.operands, on_fault)
         return Result(self._loaded.program, raw, self._report, self._shape)
@@ -137,7 +154,7 @@ class Session:
         self.pool_bytes = pool_bytes
         self.io = io
         self._lock = threading.Lock()
-        self._outstanding: deque[Ticket] = deque()
+        self._outstanding: dict[Ticket, None] = {}  # published and not collected, oldest first
         self._loaded: dict[int, Loaded] = {}
         self._known: dict[int, tuple[object, Loaded]] = {}
         self._by_identity: dict[bytes, Loaded] = {}
@@ -154,12 +171,14 @@ class Session:
             ProgramError: it is not valid; the message says where and why.
             ArenaFull: the engine's program store has no room.
         """
-        if isinstance(program, Loaded):
-            if program.session is not self:
-                return self.load(program.verified)
-            return program
         if self.engine.closed:
             raise self._closed_error()
+        if isinstance(program, Loaded):
+            if program.session is not self:
+                return self._resident(program.verified)
+            if program.opcode < 0:
+                raise BindError(f"program {program.program.name} was closed", fix="load it again")
+            return program
         verified = verified_of(program)
         loaded = Loaded(self, verified, self.engine.load(verified))
         self._loaded[loaded.opcode] = loaded
@@ -178,20 +197,25 @@ class Session:
         if loaded is None or loaded.program != verified.program:
             loaded = self.load(verified)
             self._by_identity[verified.identity] = loaded
-        if len(self._known) >= 1_024:
-            self._known.clear()
-        self._known[id(program)] = (program, loaded)
+        if not isinstance(program, (bytearray, memoryview)):  # which may hold another program next time
+            if len(self._known) >= 2 * FORMULAS:
+                self._known.clear()
+            self._known[id(program)] = (program, loaded)
         return loaded
 
     def _unload(self, loaded: Loaded) -> None:
-        if self._loaded.pop(loaded.opcode, None) is None:
-            return
-        for item in loaded._idle:
-            item.close()
-        loaded._idle.clear()
-        self._by_identity = {k: v for k, v in self._by_identity.items() if v is not loaded}
-        self._known = {k: v for k, v in self._known.items() if v[1] is not loaded}
-        self.engine.unload(loaded.opcode)
+        with self._lock:
+            if self._loaded.pop(loaded.opcode, None) is None:
+                return
+            # Copies first: other threads look things up and add meanwhile.
+            for identity, one in list(self._by_identity.items()):
+                if one is loaded:
+                    self._by_identity.pop(identity, None)
+            for known in (self._known, self._formulas):
+                for key, pair in list(known.items()):
+                    if pair[1] is loaded:
+                        known.pop(key, None)
+        loaded._free()
 
     # --- operands -----------------------------------------------------------------------------------------------
 
@@ -315,12 +339,13 @@ class Session:
         except BaseException:
             self._abandon(item)
             raise
-        if raw.fault is not None:
-            raw = self._fault(raw, loaded, operands, on_fault)
         if len(loaded._idle) < IDLE_ITEMS:
+            item.forget()
             loaded._idle.append(item)
         else:
             item.close()
+        if raw.fault is not None:
+            raw = self._fault(raw, loaded, operands, on_fault)
         seconds = time.perf_counter() - began
         facts = (self.engine.name, operands.count, operands.count * loaded._bytes, seconds, notes)
         return Result(loaded.program, raw, facts, shape)
@@ -339,13 +364,19 @@ class Session:
         found = self._formulas.get(key)
         if found is None or found[0] is not compiled:
             if len(self._formulas) >= FORMULAS:
-                _, (_, oldest) = self._formulas.popitem(last=False)
-                oldest.close()
+                self._let_go_of_oldest()
             found = self._formulas[key] = (compiled, self.load(compiled))
             self._known[key] = found
         loaded = found[1]
         named = arrays if len(arrays) == len(loaded._names) else {n: arrays[n] for n in arrays if n in loaded._names}
         return self.run(compiled, out=out, **named).value
+
+    def _let_go_of_oldest(self) -> None:
+        """Drop the oldest formula. Other threads may be running it: it is unloaded when the last of them has let go."""
+        with self._lock:
+            key, (_, oldest) = self._formulas.popitem(last=False)
+            self._known.pop(key, None)
+            self._loaded.pop(oldest.opcode, None)
 
     def bind(
         self, program: ProgramLike, inputs: Any = None, /, *, out: Any = None, elements: int | None = None, **named: Any
@@ -380,16 +411,13 @@ class Session:
             RingFull: no slot became free within ``timeout_s`` (or 60 s).
         """
         ticket = self._ticket(program, inputs, out, elements, timeout_s, named)
-        give_up = time.monotonic() + (60.0 if timeout_s is None else timeout_s)
-        while not ticket._start():
-            self._reap()
-            if time.monotonic() >= give_up:
-                ticket._discard()
-                raise RingFull(
-                    "no slot of the session's ring became free in time",
-                    fix="collect results, or open with a larger capacity",
-                )
-        self._outstanding.append(ticket)
+        # Noted before it is published: an interrupt must not leave a record that nobody will ever read.
+        self._outstanding[ticket] = None
+        try:
+            self._start_when_free(ticket._start, timeout_s)
+        except BaseException:
+            self._drop(ticket)
+            raise
         return ticket
 
     def submit_nowait(
@@ -405,11 +433,21 @@ class Session:
     ) -> Ticket | None:
         """``submit`` that gives None instead of waiting when the ring is full (which the engine counts)."""
         ticket = self._ticket(program, inputs, out, elements, timeout_s, named)
-        if not ticket._start():
-            ticket._discard()
+        self._outstanding[ticket] = None
+        try:
+            started = ticket._start()
+        except BaseException:
+            self._drop(ticket)
+            raise
+        if not started:
+            self._drop(ticket)
             return None
-        self._outstanding.append(ticket)
         return ticket
+
+    def _drop(self, ticket: Ticket) -> None:
+        """Forget a ticket that the caller never got."""
+        self._outstanding.pop(ticket, None)
+        self._abandon(ticket._item)
 
     def _ticket(
         self,
@@ -481,33 +519,48 @@ class Session:
             item = loaded._idle.pop()
         except IndexError:
             return self.engine.item(loaded.opcode, operands)
-        item.retarget(operands)
+        try:
+            item.retarget(operands)
+        except BaseException:
+            item.close()
+            raise
         return item
 
     def _execute(self, item: Any, timeout_s: float | None) -> ItemResult:
-        """Start an item and wait for its result."""
+        """Start an item and wait for its result.
+
+        Raises:
+            WaitTimeout: it was not there within timeout_s; the item is cancelled and over.
+        """
         call = getattr(item, "call", None)
-        if call is not None:
+        if call is not None and (timeout_s is None or timeout_s >= 0.05):
             if call():
                 return item.collected()  # type: ignore[no-any-return]
             if item.sequence is None:
-                self._start_when_free(item, timeout_s)
+                self._start_when_free(lambda: bool(item.start(wake=False)), timeout_s)
         else:
-            self._start_when_free(item, timeout_s)
+            self._start_when_free(lambda: bool(item.start(wake=False)), timeout_s)
         give_up = None if timeout_s is None else time.monotonic() + timeout_s
-        while not item.wait(50_000_000):
+        slice_ns = 50_000_000 if timeout_s is None else min(50_000_000, max(0, int(timeout_s * 1e9)))
+        while not item.wait(slice_ns):
             if self.engine.closed:
                 raise self._closed_error()
             if give_up is not None and time.monotonic() >= give_up:
                 item.cancel()
                 while not item.wait(50_000_000):
-                    pass
-                return item.result()  # type: ignore[no-any-return]
+                    if self.engine.closed:
+                        raise self._closed_error()
+                raw: ItemResult = item.result()
+                if raw.fault is not None and raw.fault.code == FaultCode.cancelled:
+                    raise WaitTimeout(f"no result within {timeout_s} s; the item was cancelled")
+                return raw
         return item.result()  # type: ignore[no-any-return]
 
-    def _start_when_free(self, item: Item, timeout_s: float | None) -> None:
+    def _start_when_free(self, start: Callable[[], bool], timeout_s: float | None) -> None:
         give_up = time.monotonic() + (60.0 if timeout_s is None else timeout_s)
-        while not item.start(wake=False):
+        while not start():
+            if self.engine.closed:
+                raise self._closed_error()
             self._reap()
             if time.monotonic() >= give_up:
                 raise RingFull(
@@ -517,28 +570,33 @@ class Session:
 
     def _reap(self) -> None:
         """The ring is full: collect what is complete of older tickets, waiting for the oldest if nothing is."""
-        waiting = self._outstanding
-        freed = 0
-        for _ in range(len(waiting)):
-            try:
-                ticket = waiting.popleft()
-            except IndexError:
-                break
+        freed = False
+        for ticket in list(self._outstanding):
             if ticket._collected_or_collect(0 if freed else 10_000_000):
-                freed += 1
+                freed = True
             else:
-                waiting.append(ticket)
-                if freed:
-                    break
+                # The ring is refilled in order: nothing is gained behind a slot that is still taken.
+                return
+        if not freed:  # slots of runs in other threads
+            time.sleep(0.000_05)
 
     def _abandon(self, item: Any) -> None:
-        """A run was interrupted: cancel its item and wait for its end, so that the caller's arrays are the caller's."""
-        if getattr(item, "sequence", None) is not None and not self.engine.closed:
+        """A run was interrupted: end its item and give its binding back."""
+        self._settle(item)
+        item.close()
+
+    def _settle(self, item: Any) -> None:
+        """Cancel an item and wait for its end, so that the caller's arrays are the caller's."""
+        if self.engine.closed:
+            self.engine.close()  # returns once nobody is inside an item
+        elif getattr(item, "sequence", None) is not None:
             item.cancel()
             while not item.wait(50_000_000):
-                pass
-            item.result()
-        item.close()
+                if self.engine.closed:
+                    self.engine.close()
+                    break
+            else:
+                item.result()
 
     def _fault(self, raw: ItemResult, loaded: Loaded, operands: Operands, on_fault: OnFault) -> ItemResult:
         assert raw.fault is not None
@@ -562,11 +620,13 @@ class Session:
         for ticket in list(self._outstanding):
             ticket.cancel()
         for ticket in list(self._outstanding):
-            ticket._collected_or_collect(1_000_000_000)
-        self._outstanding.clear()
+            ticket._collected_or_collect(50_000_000)
         self.engine.close()
+        self._outstanding.clear()
 
     def _closed_error(self) -> SessionClosed:
+        """What to raise, once no thread is inside an item any more: then arrays are their owners' again."""
+        self.engine.close()
         return SessionClosed("this session is closed", fix="open a new one with vyre.open()")
 
     def __enter__(self) -> Self:

@@ -45,8 +45,9 @@ class Ticket:
         if self._raw is not None:
             return True
         if not self._item.wait(timeout_ns):
-            return False
-        with self.session._lock:
+            return self._raw is not None  # another thread may have collected it
+        session = self.session
+        with session._lock:
             if self._raw is None:
                 operands = self._item.operands
                 raw: ItemResult = self._item.result()
@@ -56,6 +57,7 @@ class Ticket:
 
                     raw.fault = described(raw.fault, self._loaded, operands)
                 self._raw = raw
+        session._outstanding.pop(self, None)
         return True
 
     def done(self) -> bool:

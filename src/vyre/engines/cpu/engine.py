@@ -417,7 +417,7 @@ class CpuEngine:
     def unload(self, opcode: int) -> None:
         """Forget a program. No slot that names it may be unfinished."""
         image = self._images.pop(opcode, None)
-        if image is None:
+        if image is None or self.closed:
             return
         if opcode in self._handlers:
             self._memory.handlers.words[2 * self._handlers[opcode] + 1] = 0
@@ -515,8 +515,10 @@ class CpuEngine:
 
     def unbind(self, number: int) -> None:
         """Forget a binding. No slot that names it may be unfinished."""
-        self._memory.bindings.words[number] = 0
         del self._blocks[number]
+        if self.closed:  # nothing runs any more; in a forked child the memory is not even there
+            return
+        self._memory.bindings.words[number] = 0
         self._free_bindings.append(number)
 
     # --- rings and items ----------------------------------------------------------------------------------------
@@ -544,6 +546,8 @@ class CpuEngine:
 
     def release_ring(self, ring: Ring) -> None:
         """Give a ring back. Every item of it is complete and collected."""
+        if self.closed:
+            return
         with self._lock:
             self._idle_rings.setdefault(ring.capacity, []).append(ring)
 

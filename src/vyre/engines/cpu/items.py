@@ -28,6 +28,7 @@ _DTYPES: Final[dict[MemType, np.dtype[Any]]] = {
 _EMPTY: Final[list[Any]] = []  # shared by results that have none; never changed
 _NO_SUMS: Final[dict[int, NDArray[np.float64]]] = {}
 _NO_ARGUMENTS: Final = (0,) * (SLOT_WORDS - 9)
+_NOTHING: Final = Operands(0, 0, [], [], [], [], [])
 _DONE: Final = int(Status.DONE)
 _LATE: Final = 16  # what the native call answers when the time is over
 
@@ -141,6 +142,10 @@ class CpuItem:
     def operands(self) -> Operands:
         return self._operands
 
+    def forget(self) -> None:
+        """Let go of the operands: an idle binding keeps nobody's arrays alive. ``retarget`` before the next start."""
+        self._operands = self._block._owners = _NOTHING
+
     def start(self, *, deadline_ns: int = 0, wake: bool = True) -> bool:
         if self._block.bins:
             self._block.clear_bins()
@@ -229,6 +234,11 @@ class CpuItem:
         if self.number >= 0:
             self.engine.unbind(self.number)
             self.number = -1
+
+    def __del__(self) -> None:
+        # Dropped without close(). While it is published its binding stays where the workers find it.
+        if getattr(self, "number", -1) >= 0 and self.sequence is None:
+            self.close()
 
 
 def _inputs(operands: Operands) -> list[tuple[int, int, int]]:

@@ -34,6 +34,11 @@ class CudaItem:
         self._unbind()
         self.operands = operands
 
+    def forget(self) -> None:
+        """Let go of the operands. ``retarget`` before the next start."""
+        self._unbind()
+        self.operands = Operands(0, 0, [], [], [], [], [])
+
     def start(self, *, deadline_ns: int = 0, wake: bool = True) -> bool:
         if self._binding is None:
             inputs = self._inputs()
