@@ -220,7 +220,7 @@ def test_ctrl_c_in_the_middle_of_a_stream_ends_within_a_second_with_a_clear_mess
     start = time.monotonic()
     _, stderr = process.communicate(timeout=30)
     assert time.monotonic() - start < 1.0
-    assert process.returncode == 130
+    assert process.returncode == 130, stderr
     assert stderr.strip().endswith("interrupted")
     assert "Traceback" not in stderr
 

@@ -92,26 +92,7 @@ def _engine_reference() -> Iterator[Finding]:
 
 
 def _engine_cpu() -> Iterator[Finding]:
-    import time
-
-    import numpy as np
-
-    from vyre.errors import VyreError
-    from vyre.programs import stats
-    from vyre.runtime.api import open as open_session
-
-    start = time.perf_counter()
-    try:
-        with open_session("cpu") as session:
-            result = session.run(stats(), {"x": np.arange(4.0)})
-            choice = session.choice
-    except VyreError as error:
-        yield Finding("engine cpu", "missing", error.message, error.fix)
-        return
-    took = time.perf_counter() - start
-    right = float(result["sum"]) == 6.0
-    words = f"{choice}; opened, answered and closed in {show.seconds(took)}" if right else "gave a wrong answer"
-    yield Finding("engine cpu", "ok" if right else "missing", words)
+    yield _answer("cpu", "")
 
 
 def _engine_cuda() -> Iterator[Finding]:
@@ -146,7 +127,31 @@ def _engine_cuda() -> Iterator[Finding]:
             f"pip install 'vyre-runtime[cuda{major}]'",
         )
     else:
-        yield Finding("engine cuda", "ok", words)
+        yield _answer("cuda", words)
+
+
+def _answer(engine: str, words: str) -> Finding:
+    """Open a session, run four elements, close it: how that went."""
+    import time
+
+    import numpy as np
+
+    from vyre.errors import VyreError
+    from vyre.programs import stats
+    from vyre.runtime.api import open as open_session
+
+    start = time.perf_counter()
+    try:
+        with open_session(engine) as session:  # type: ignore[arg-type]
+            result = session.run(stats(), {"x": np.arange(4.0)})
+            words = f"{words}; " if words else ""
+            words += session.choice
+    except VyreError as error:
+        return Finding(f"engine {engine}", "missing", error.message, error.fix)
+    took = time.perf_counter() - start
+    if float(result["sum"]) != 6.0:
+        return Finding(f"engine {engine}", "missing", f"{words}: gave a wrong answer")
+    return Finding(f"engine {engine}", "ok", f"{words}; opened, answered and closed in {show.seconds(took)}")
 
 
 def _streams() -> Iterator[Finding]:

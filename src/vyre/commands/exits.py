@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from vyre import errors
+import vyre.errors as errors
 
 
 class Exit(NamedTuple):
