@@ -14,7 +14,7 @@ SHOWN = 50
 
 @click.command()
 @click.argument("cases", type=click.Path(dir_okay=False, path_type=Path), metavar="CASES.json")
-@engine_option("cpu")
+@engine_option("cpu", "who executes")
 @click.option("--json", "json_", is_flag=True, help="print JSON; the closing line goes to standard error")
 @click.pass_context
 def command(ctx: click.Context, cases: Path, engine: str, json_: bool) -> None:

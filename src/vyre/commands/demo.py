@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from vyre.commands import exits, show
-from vyre.commands.engines import engine_option, io_option
+from vyre.commands.engines import engine_option, io_option, session_for_files
 from vyre.errors import StreamError
 
 if TYPE_CHECKING:
@@ -62,13 +62,12 @@ def command(ctx: click.Context, rows: int, root: Path | None, engine: str, io: s
     folder = _write(home, rows, again="" if root is None else f" --dir {root}")
     opened = time.perf_counter()
     from vyre.programs import SHIPPED
-    from vyre.runtime.api import open as open_session
     from vyre.stream.formats import Column
 
     columns = {name: str(path) for name, path in demo_data.columns_of(folder).items()}
-    with open_session(engine, io=io) as session:  # type: ignore[arg-type]
+    with session_for_files(engine, io) as (session, choice):
         ready_s = time.perf_counter() - opened
-        show.note(f"engine:   {session.choice}")
+        show.note(f"engine:   {choice}")
         query, bytes_ = SHIPPED["q6"]({}), SHIPPED["histogram"]({})
         whole = {"x": Column(list(columns.values()), "u8", format="raw")}
         queries = [_run(session, query, columns) for _ in range(2)]

@@ -5,6 +5,7 @@ Owns: names, one item of one program on one engine. Leaves to others: engines (e
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
@@ -17,13 +18,16 @@ if TYPE_CHECKING:
     from vyre.engines.base import ItemResult
     from vyre.engines.conform import Execute
     from vyre.program.ir import Program
+    from vyre.runtime.session import Session
 
 NAMES: Final = ("auto", "cpu", "cuda", "reference")
 
 
-def engine_option(default: str = "auto") -> Callable[[Any], Any]:
+def engine_option(
+    default: str = "auto", help: str = "who executes; auto takes cpu, because the data lies in files"
+) -> Callable[[Any], Any]:
     """The option ``--engine``."""
-    return click.option("--engine", type=click.Choice(NAMES), default=default, show_default=True, help="who executes")
+    return click.option("--engine", type=click.Choice(NAMES), default=default, show_default=True, help=help)
 
 
 io_option: Final = click.option(
@@ -33,6 +37,28 @@ io_option: Final = click.option(
     show_default=True,
     help="how files are read: auto asks the page cache, any other way is taken or refused",
 )
+
+
+@contextmanager
+def session_for_files(engine: str, io: str = "auto") -> Iterator[tuple[Session, str]]:
+    """A session for work whose data lies in files, and the line that names its engine and says why.
+
+    ``auto`` follows the data (decision 16): files are read by the host, so it takes the cpu engine, and the reference
+    where that does not run.
+
+    Raises:
+        EngineUnavailable: it cannot run here; the message says what is missing.
+    """
+    from vyre.runtime.api import open as open_session
+
+    if engine != "auto":
+        with open_session(engine, io=io) as session:  # type: ignore[arg-type]
+            yield session, session.choice
+        return
+    here = sys.platform == "linux"
+    with open_session("cpu" if here else "reference", io=io) as session:
+        why = "because the data lies in files" if here else f"because the cpu engine does not run on {sys.platform}"
+        yield session, f"{session.choice.removesuffix(', as asked')}, {why}"
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from vyre.commands import show
-from vyre.commands.engines import engine_option, io_option
+from vyre.commands.engines import engine_option, io_option, session_for_files
 from vyre.errors import BindError, StreamError
 
 if TYPE_CHECKING:
@@ -101,21 +101,19 @@ def _execute(
     elements: int | None,
 ) -> tuple[Report, dict[str, Any]]:
     """Run the columns through the program, part by part; the report, and the accumulators' values by name."""
-    from vyre.runtime.api import open as open_session
-
     program = verified.program
     named: dict[str, Any] = {**columns, **params}
     for table in program.tables:
         if table.name in columns:
             named[table.name] = _table(table, columns[table.name])
-    with open_session(engine, io=io) as session:  # type: ignore[arg-type]
+    with session_for_files(engine, io) as (session, choice):
         if not program.inputs:
             if elements is None:
                 raise BindError(f"{program.name} has no inputs, so nothing says how long to run", fix="--elements N")
             result = session.run(verified, named, elements=elements)
             for name, output in outputs.items():
                 output.write(result[name])
-            return _with_choice(result.report, session.choice), {a.name: result[a.name] for a in program.accumulators}
+            return _with_choice(result.report, choice), {a.name: result[a.name] for a in program.accumulators}
         if elements is not None:
             raise BindError(f"--elements {elements}: {program.name} has inputs, which say how long they are")
         with (
@@ -126,7 +124,7 @@ def _execute(
                 for name, output in outputs.items():
                     output.write(part[name])
             total = stream.total()
-        return _with_choice(stream.report, session.choice), {a.name: total[a.name] for a in program.accumulators}
+        return _with_choice(stream.report, choice), {a.name: total[a.name] for a in program.accumulators}
 
 
 def _with_choice(report: Report, choice: str) -> Report:
