@@ -322,3 +322,41 @@ def test_a_sum_of_a_partial_tile_pads_with_minus_zero() -> None:
     program = b.build()
     got = execute(program, [np.full(5, -0.0, np.float32)], [], [], 0, 5)
     assert got.tile_sums[0].view(np.uint64)[0] == 1 << 63
+
+
+def test_comparisons_joined_by_and_go_straight_into_the_mask_of_the_if_they_decide() -> None:
+    b = Builder("filter")
+    x = b.op("f64.load", imm=b.input("x", MemType.f64))
+    n = b.op("i32.load", imm=b.input("n", MemType.i32))
+    low = b.op("f64.ge", x, b.const(Type.f64, 0.25))
+    high = b.op("f64.lt", x, b.const(Type.f64, 1e9))
+    b.if_(b.op("i32.and", b.op("i32.and", low, high), b.op("i32.ne", n, b.const(Type.i32, 3))))
+    b.if_(b.op("i32.eqz", n))
+    b.op("f64.acc_sum", x, imm=b.accumulator("s", AccKind.sum, MemType.f64))
+    b.end()
+    b.op("f64.emit", x, imm=b.emit_stream("e", MemType.f64))
+    b.end()
+    program = b.build()
+    assert names_of(program) == [
+        "f64.ge.vs.mask", "f64.lt.vs.mask.and", "i32.ne.vs.mask.and", "test",
+        "i32.eqz.mask", "test.nested", "f64.acc_sum.masked", "emit.64.masked",
+    ]  # fmt: skip
+    same_as_reference(program)
+
+
+def test_a_condition_that_is_read_elsewhere_or_is_no_truth_value_keeps_its_register() -> None:
+    for name in ("read again", "not a truth value"):
+        b = Builder("kept")
+        x = b.op("i32.load", imm=b.input("x", MemType.i32))
+        y = b.op("i32.load", imm=b.input("y", MemType.i32))
+        o = b.output("o", MemType.i32)
+        a = b.op("i32.lt_s", x, y) if name == "read again" else b.op("i32.or", x, y)
+        both = b.op("i32.and", a, b.op("i32.gt_u", x, y))
+        result = b.op("i32.mov", y)
+        b.if_(both)
+        b.op("i32.add", x, a, dst=result)
+        b.end()
+        b.op("i32.store", result, imm=o)
+        program = b.build()
+        assert "if" in names_of(program)
+        same_as_reference(program)

@@ -28,7 +28,7 @@ def handler(op: Op) -> Maker:
     def make(symbol: str) -> Made:
         assert op.result is not None
         one = function_body(BODIES[op.name])
-        return elementwise(symbol, one, tuple(LLVM[t] for t in op.args), LLVM[op.result], lanes=LANES)
+        return elementwise(symbol, one, tuple(LLVM[t] for t in op.args), LLVM[op.result], lanes=LANES, light=False)
 
     return make
 

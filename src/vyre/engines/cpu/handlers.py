@@ -112,6 +112,9 @@ def _numeric(found: dict[str, tuple[str, Maker]]) -> None:
         for suffix in variants(op):
             uniform = _UNIFORM[suffix]
             found[op.name + suffix] = (family, makers.numeric(op, uniform))
+            if _FAMILY.get(verb) == "compare":
+                found[f"{op.name}{suffix}.mask"] = (family + ".mask", makers.compare_to_mask(op, uniform, True))
+                found[f"{op.name}{suffix}.mask.and"] = (family + ".mask", makers.compare_to_mask(op, uniform, False))
             if op.nan is Nan.canonical:
                 found[f"{op.name}{suffix}.canonical"] = (family + ".canonical", makers.numeric(op, uniform, True))
 
@@ -147,6 +150,7 @@ def _data(found: dict[str, tuple[str, Maker]]) -> None:
 def _control(found: dict[str, tuple[str, Maker]]) -> None:
     for nested, end in ((False, ""), (True, ".nested")):
         for verb in ("if", "else", "loop"):
+            found["test" + end] = ("control", makers.test(nested))
             found[verb + end] = ("control" if verb != "loop" else "loop", makers.branch(verb, nested))
     found["br_if"] = ("loop", makers.back_edge)
 

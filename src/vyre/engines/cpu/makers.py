@@ -23,6 +23,10 @@ from vyre.program.opcodes import MemType, Op
 Maker = Callable[[str], Made]
 """Called with the handler's symbol."""
 
+_HEAVY: Final = frozenset(
+    ["eqz", "eq", "ne", "lt", "gt", "le", "ge", "min", "max", "bitrev", "clz", "ctz", "rotl", "rotr"]
+)
+"""Verbs whose handlers compute more than they wait for memory."""
 INTEGER: Final = {1: "i8", 2: "i16", 4: "i32", 8: "i64"}
 _BYTES: Final = {"i8": 1, "i16": 2, "i32": 4, "i64": 8, "float": 4, "double": 8}
 
@@ -48,10 +52,16 @@ def call(result: str, to: str, symbol: str, *args: tuple[str, str]) -> str:
 
 
 def elementwise(
-    symbol: str, one: Body, args: tuple[str, ...], result: str, uniform: str = "", lanes: int = BLOCK
+    symbol: str,
+    one: Body,
+    args: tuple[str, ...],
+    result: str,
+    uniform: str = "",
+    lanes: int = BLOCK,
+    light: bool = True,
 ) -> Made:
     """result[i] := one(a[i], b[i], c[i]); operands named in ``uniform`` are the same for all lanes."""
-    text = Text(symbol, lanes)
+    text = Text(symbol, lanes, light)
     text.bodies.append(one)
     element, values = [], []
     for x, type_ in zip("abc", args, strict=False):
@@ -72,7 +82,9 @@ def numeric(op: Op, uniform: str = "", canonical: bool = False) -> Maker:
     """A numeric instruction that does not trap."""
     assert op.result is not None
     args, result = tuple(LLVM[t] for t in op.args), LLVM[op.result]
-    return lambda symbol: elementwise(symbol, body(op, canonical), args, result, uniform)
+    verb = op.name.partition(".")[2]
+    light = verb.partition("_")[0] not in _HEAVY and "_sat_" not in verb
+    return lambda symbol: elementwise(symbol, body(op, canonical), args, result, uniform, light=light)
 
 
 def trapping(op: Op, masked: bool) -> Maker:
@@ -250,11 +262,15 @@ _MASKS: Final = fill("skeletons", "mask")
 _OUTER: Final = f"  %outer.base = getelementptr i8, ptr %mask.base, i64 -{LANES}"
 
 
+_STORE_MASK: Final = (
+    "  %e.byte = zext i1 %e.in to i8\n  %e.to = getelementptr i8, ptr %mask.base, i64 %e.i\n"
+    "  store i8 %e.byte, ptr %e.to, align 1"
+)
+
+
 def _set_mask() -> str:
-    return (
-        "  %e.byte = zext i1 %e.in to i8\n  %e.to = getelementptr i8, ptr %mask.base, i64 %e.i\n"
-        "  store i8 %e.byte, ptr %e.to, align 1\n  %e.acc.next = or i1 %e.acc, %e.in"
-    )
+    """Element text: the lane's mask := %e.in, and %e.acc gathers whether any is."""
+    return _STORE_MASK + "\n  %e.acc.next = or i1 %e.acc, %e.in"
 
 
 def branch(verb: str, nested: bool) -> Maker:
@@ -281,6 +297,52 @@ def branch(verb: str, nested: bool) -> Maker:
         text.reduce(outer + raw + join + _set_mask(), "i1", "false", "or", "mask")
         if verb == "loop":
             return text.leave()
+        text.section("branch")
+        return text.finish()
+
+    return make
+
+
+def compare_to_mask(op: Op, uniform: str, first: bool) -> Maker:
+    """mask of a block that is about to open := the comparison, or itself and the comparison."""
+
+    def make(symbol: str) -> Made:
+        text, one = Text(symbol), body(op)
+        text.bodies.append(one)
+        text.line(_MASKS)
+        element, values = [], []
+        for x, t in zip("ab", op.args, strict=False):
+            if x in uniform:
+                text.uniform(x, LLVM[t])
+                values.append((LLVM[t], f"u.{x}"))
+            else:
+                text.operand(x)
+                element.append(fetch(x, LLVM[t]))
+                values.append((LLVM[t], f"e.{x}"))
+        element += [call("i32", "q", one.symbol, *values), "  %e.raw = icmp ne i32 %e.q, 0"]
+        if first:
+            element.append("  %e.in = or i1 %e.raw, false")
+        else:
+            element += [fetch_mask(), "  %e.in = and i1 %e.raw, %e.on"]
+        text.loop("\n".join([*element, _STORE_MASK]))
+        return text.leave()
+
+    return make
+
+
+def test(nested: bool) -> Maker:
+    """if whose mask is there already, but for the outer one: on when any lane is in, else to the target."""
+
+    def make(symbol: str) -> Made:
+        text = Text(symbol)
+        text.line(_MASKS)
+        element = fetch_mask() + "\n"
+        if nested:
+            text.line(_OUTER)
+            element += fetch("outer", "i8") + "\n  %e.out = icmp ne i8 %e.outer, 0\n  %e.in = and i1 %e.on, %e.out\n"
+            text.reduce(element + _set_mask(), "i1", "false", "or", "mask")
+        else:
+            text.reduce(element + "  %e.acc.next = or i1 %e.acc, %e.on", "i1", "false", "or", "mask")
         text.section("branch")
         return text.finish()
 

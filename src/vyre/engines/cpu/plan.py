@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from vyre.engines.cpu.handlers import COMMUTE, SWAP, variants
+from vyre.engines.cpu.handlers import COMMUTE, SWAP, catalogue, variants
 from vyre.engines.cpu.makers import narrowing
 from vyre.program.opcodes import BY_NAME, OPCODES, Group, Imm, MemType, Nan, Op, Type
 
@@ -129,6 +129,9 @@ def _plan(op: Op) -> Plan:
 
 PLANS: Final = {op.code: _plan(op) for op in OPCODES}
 KINDS: Final = {code: plan.kind for code, plan in PLANS.items()}
+AND: Final = BY_NAME["i32.and"].code
+COMPARES: Final = frozenset(op.code for op in OPCODES if f"{op.name}.mask" in catalogue())
+"""Instructions that can go straight into the mask of the block that they decide."""
 CONST_BYTES: Final = 100
 OTHER: Final = 200
 

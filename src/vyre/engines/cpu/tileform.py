@@ -129,6 +129,7 @@ class _Lowering:
         self.carried: dict[int, int] = {}  # loop's pc -> registers that it assigns and that its next round reads
         self.homes: dict[int, int] = {}  # loop's pc -> pinned registers that it assigns and that live on after it
         self.reserved: list[int] = [0]  # registers carried by the loops that are open, innermost last
+        self.direct: dict[int, str] = {}  # pc -> what becomes of an instruction that only decides an if: see _decide
         self.blocks: list[tuple[int, int]] = []  # record that opened it; 1 for a loop
         self.temporary: list[tuple[int, int]] = []  # slots that are free again after this instruction
         self.mask = 0
@@ -173,6 +174,7 @@ class _Lowering:
                 emits[imm] = emits.get(imm, 0) + 1
             elif kind == p.IF:
                 depth += 1
+                self._decide(pc, a)
             elif kind == p.LOOP:
                 depth += 1
                 self.uses_fuel = True
@@ -194,6 +196,41 @@ class _Lowering:
                 self.flags[stream] = self._virtual(size), self._virtual(4)
                 self.pinned |= 1 << self.flags[stream][0] | 1 << self.flags[stream][1]
         self._survey_stores(stores)
+
+    def _decide(self, pc: int, condition: int) -> None:
+        """Comparisons that do nothing but decide this if, alone or joined by ``and``, go straight into its mask.
+
+        A lane's mask is a byte where a register's lane is four or eight, and the joins vanish.
+        """
+        code, facts = self.program.code, self.facts
+        if (facts.live_out[pc] | facts.held[pc]) >> condition & 1:
+            return
+        wanted = {condition}
+        found: dict[int, str] = {pc: "test"}
+        first = at = pc
+        while wanted:
+            at -= 1
+            if at < 0:
+                return
+            op, dst, a, b, _, _ = code[at]
+            plan = p.PLANS[op]
+            if plan.size and dst in wanted:
+                wanted.remove(dst)
+                if facts.blend[at]:
+                    return
+                if op in p.COMPARES:
+                    found[at] = ".mask.and"
+                    first = at
+                    continue
+                after = facts.live_out[at] | facts.held[at]
+                if op != p.AND or a == b or a in wanted or b in wanted or after >> a & 1 or after >> b & 1:
+                    return
+                found[at] = ""
+                wanted |= {a, b}
+            elif p.IF <= plan.kind <= p.BR_IF or not wanted.isdisjoint(code[at][2 : 2 + plan.args]):
+                return
+        found[first] = ".mask"
+        self.direct.update(found)
 
     def _survey_straight(self) -> None:
         """The same for a program without blocks: what nearly every formula is."""
@@ -493,7 +530,9 @@ class _Lowering:
             self.pc = pc
             # What a loop carries keeps its place also where nobody needs it: the next round looks for it there.
             wave = live_out[pc] | held[pc] | keep | self.reserved[-1]
-            if plan.kind:
+            if pc in self.direct and not plan.kind:
+                self._compare_to_mask(self.direct[pc], instruction, plan)
+            elif plan.kind:
                 _OTHERS[plan.kind](self, instruction, plan, wave)
             else:
                 self._compute(pc, instruction, plan, wave)
@@ -501,6 +540,19 @@ class _Lowering:
                 self._drop_temporary()
             if self.have & ~wave:
                 self.drop(~wave)
+
+    def _compare_to_mask(self, form: str, instruction: Instr, plan: p.Plan) -> None:
+        """A comparison that goes into the mask of the next block; nothing for the ``and`` that joins two."""
+        if form:
+            la, lb, imm, aux = self.loc[instruction.a], 0, 0, 0
+            names = plan.names
+            if plan.args == 1:
+                la = self.vector(la)
+            else:
+                names, la, lb, imm, aux = self._operands(plan, la, self.loc[instruction.b])
+            self.emit(names[0] + form, 0, la, lb, 0, imm, aux, self.mask + LANES)
+        bit = 1 << instruction.dst
+        self.drop(bit)
 
     def _compute(self, pc: int, instruction: Instr, plan: p.Plan, wave: int) -> None:
         """A numeric instruction or function that does not trap."""
@@ -765,7 +817,10 @@ def _emit(low: _Lowering, instruction: tuple[int, ...], plan: p.Plan, wave: int)
 def _if(low: _Lowering, instruction: tuple[int, ...], plan: p.Plan, wave: int) -> None:
     nested = low.mask > 0
     low.mask += LANES
-    record = low.emit("if.nested" if nested else "if", 0, low.vector(low.loc[instruction[2]]))
+    if low.pc in low.direct:
+        record = low.emit("test.nested" if nested else "test")
+    else:
+        record = low.emit("if.nested" if nested else "if", 0, low.vector(low.loc[instruction[2]]))
     low.blocks.append((record, 0))
 
 

@@ -7,7 +7,7 @@
 ; An operand may be the very same memory as the result: a block is read whole before it is written.
 
 ;; open
-define ptr @"$name"(ptr %ctx, ptr %op) #0 {
+define ptr @"$name"(ptr %ctx, ptr %op) $attributes {
 entry:
   %n = load i64, ptr %ctx, align 8
   %ptrs.at = getelementptr i8, ptr %ctx, i64 $CTX_PTRS
