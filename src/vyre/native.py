@@ -14,6 +14,7 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import linecache
 import textwrap
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
@@ -592,6 +593,22 @@ def _literal(number: int) -> str:
 
 @functools.cache
 def _parse(f: FunctionType) -> ast.FunctionDef:
-    tree = ast.parse(textwrap.dedent(inspect.getsource(f))).body[0]
+    tree = ast.parse(_source(f)).body[0]
     assert isinstance(tree, ast.FunctionDef)
     return tree
+
+
+def _source(f: FunctionType) -> str:
+    """A function's text: what inspect gives, without its tokenizing, which took most of an engine's start."""
+    code = f.__code__
+    lines = linecache.getlines(code.co_filename, f.__globals__)
+    start = code.co_firstlineno - 1
+    if start >= len(lines) or lines[start][:1].isspace():
+        return textwrap.dedent(inspect.getsource(f))
+    end = start
+    while not lines[end].startswith("def "):
+        end += 1
+    end += 1
+    while end < len(lines) and lines[end][:1] in " )\n":  # a signature of several lines closes at the margin
+        end += 1
+    return "".join(lines[start:end])
