@@ -7,6 +7,7 @@ import os
 import numpy as np
 import pytest
 
+import vyre
 from vyre.errors import BindError, StreamError
 from vyre.program.opcodes import MemType
 from vyre.stream.formats import Column, memtype, memtype_of, npy, npy_header, numpy_dtype, raw
@@ -35,6 +36,11 @@ def test_every_memory_type_has_a_numpy_type_of_its_size_and_a_name(memory):
     assert memtype(memory.name) is memory
     if memory is not MemType.bf16:
         assert memtype_of(numpy_dtype(memory)) is memory
+
+
+def test_an_annotation_of_a_program_names_the_type_of_a_file_too():
+    assert memtype(vyre.f32) is MemType.f32
+    assert memtype(vyre.bool_) is MemType.bool
 
 
 def test_numpys_short_codes_are_not_taken_because_i8_would_have_two_meanings():

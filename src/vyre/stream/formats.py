@@ -68,15 +68,18 @@ def memtype(spec: MemType | str | np.dtype[Any] | type) -> MemType:
     """The memory type that a caller names.
 
     Strings are VIR0's names ("f32", "u8": eight bits) or NumPy's long ones ("float32"). NumPy's short codes are not
-    taken, because its "i8" has 64 bits; a ``np.dtype`` is.
+    taken, because its "i8" has 64 bits; a ``np.dtype`` is, and so is an annotation such as ``vyre.f32``.
 
     Raises:
         BindError: no memory type is meant by it.
     """
     if isinstance(spec, MemType):
         return spec
+    found: MemType | None
     if isinstance(spec, str):
         found = _BY_NAME.get(spec)
+    elif isinstance(memory := getattr(spec, "memory", None), MemType):  # vyre.f32 and its like
+        found = memory
     else:
         try:
             found = memtype_of(spec)
