@@ -172,6 +172,16 @@ def test_the_picture_is_drawn_from_rows_with_points(tmp_path: Path) -> None:
     assert "<svg" in picture
 
 
+def test_the_picture_has_a_place_of_its_own_when_none_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "r" / "a.json", [row(points={"vyre cpu": [[1, 1e-4]]})])
+    assert CliRunner().invoke(main, ["bench", "--results", "r", "--plot"]).exit_code == 0
+    assert Path("docs/new-formula.svg").exists()
+    block = CliRunner().invoke(main, ["bench", "--results", "r", "--readme"]).stdout
+    assert "](docs/new-formula.svg)" in block
+
+
 def test_nothing_to_draw_is_said(results: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     run = CliRunner().invoke(main, ["bench", "--results", str(results), "--plot", str(tmp_path / "x.svg")])

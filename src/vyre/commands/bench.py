@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 BEGIN: Final = "<!-- figures: printed by `vyre bench --readme`, do not edit -->"
 END: Final = "<!-- end of figures -->"
+PICTURE: Final = "docs/new-formula.svg"
 LOADED: Final = "† taken while other processes used the machine."
 
 
@@ -27,7 +28,14 @@ LOADED: Final = "† taken while other processes used the machine."
 @click.option("--check", is_flag=True, help="say met or missed for every target; exit 1 when a required one is missed")
 @click.option("--readme", is_flag=True, help="print the block of figures that README.md carries")
 @click.option("--write", is_flag=True, help="with --readme: put the block into ./README.md")
-@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="draw the picture")
+@click.option(
+    "--plot",
+    is_flag=False,
+    flag_value=PICTURE,
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="[FILE]",
+    help=f"draw the picture on top of the README  [default file: {PICTURE}]",
+)
 @click.option(
     "--results",
     type=click.Path(file_okay=False, path_type=Path),
@@ -130,7 +138,8 @@ def _footnotes(rows: Sequence[Row]) -> None:
 
 def readme_block(rows: Sequence[Row]) -> str:
     """The figures as Markdown between two markers. A pipe inside a cell is escaped."""
-    lines = [BEGIN, "", "| what | value | target | | beside | spread |", "|---|---:|---:|---|---|---:|"]
+    picture = [f"![A new formula: time to its answer]({PICTURE})", ""] if any(row.points for row in rows) else []
+    lines = [BEGIN, "", *picture, "| what | value | target | | beside | spread |", "|---|---:|---:|---|---|---:|"]
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in _cells(row)) + " |" for row in rows]
     lines += ["", *(f"- {row.row}: {row.reason}" for row in rows if row.reason)]
     places = dict.fromkeys((row.machine, row.commit) for row in rows)
