@@ -326,10 +326,15 @@ class Session:
         known = self._known.get(id(program))
         loaded: Loaded = known[1] if known is not None and known[0] is program else self._resident(program)
         if inputs is not None:
+            if isinstance(inputs, Source):
+                with self._stream(loaded, named, chunk, io, progress, inputs) as stream:
+                    return stream.run_to_end(out, on_fault, timeout_s)
             named = with_inputs(loaded, inputs, named)
         if any_in_files(loaded, named):
+            if elements is not None:
+                raise BindError(f"elements={elements} given, but files say themselves how many", fix="leave it out")
             with self._stream(loaded, named, chunk, io, progress) as stream:
-                return stream.run_to_end(out, on_fault)
+                return stream.run_to_end(out, on_fault, timeout_s)
         began = time.perf_counter()
         notes: list[str] = []
         operands, shape = self._operands(loaded, named, out, elements, notes)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from vyre.engines.base import FileRange, ItemResult, Operands
 from vyre.engines.fold import ABSENT, halve
-from vyre.errors import BindError, Fault, ProgramFault, SessionClosed, StreamError
+from vyre.errors import BindError, Fault, ProgramFault, SessionClosed, StreamError, WaitTimeout
 from vyre.program.ir import Accumulator, Program
 from vyre.program.opcodes import SPAN, TILE, AccKind, FaultCode, MemType
 from vyre.ring.layout import OperandKind
@@ -177,15 +177,19 @@ class Stream:
         self._errors: dict[int, StreamError] = {}
         self._next = 0
         self._idle: list[Any] = []
+        self._ring: Any = None
+        self._give_up: float | None = None
+        self._pid = os.getpid()
+        self._pool = Pool(session.pool_bytes or DEFAULT_POOL_BYTES)
         try:
-            self._pool = Pool(session.pool_bytes or DEFAULT_POOL_BYTES)
             self.plan = Plan.choose(self.source, self._pool, io=io, chunk_elements=chunk)  # type: ignore[arg-type]
             self.report.notes = self.plan.explain().splitlines()
             self._reader = Reader(self.source, self.plan, self._pool)
             make_ring = getattr(session.engine, "new_ring", None)
-            self._ring = make_ring(RING_CAPACITY) if make_ring is not None else None
+            if make_ring is not None:
+                self._ring = make_ring(RING_CAPACITY)
         except BaseException:
-            self.source.close()
+            self.close()
             raise
 
     def _open(self, program: Program, named: Mapping[str, Any]) -> Source:
@@ -252,6 +256,8 @@ class Stream:
         while self._next not in self._finished:
             if self.session.closed:
                 raise SessionClosed("the session of this stream is closed", fix="open a new one with vyre.open()")
+            if self._give_up is not None and time.monotonic() >= self._give_up:
+                raise WaitTimeout(f"the stream was not at its end in time, but at element {self._done_elements:,}")
             self._feed()
             if not self._items:
                 if self._reader.finished:
@@ -287,7 +293,9 @@ class Stream:
 
     def _ahead(self) -> int:
         """Chunks out at a time: enough for all workers and the pool, no more than memory is meant for."""
-        return PARTS_AHEAD if self.plan.all_hot else max(PARTS_AHEAD, 2 * self.plan.chunks_in_flight)
+        if self.plan.all_hot:
+            return PARTS_AHEAD
+        return min(RING_CAPACITY, max(PARTS_AHEAD, 2 * self.plan.chunks_in_flight))
 
     def _start(self, arrived: Arrived) -> None:
         program = self._loaded.program
@@ -357,13 +365,17 @@ class Stream:
         values = {a.name: v for a, v in zip(program.accumulators, self.totals.values(), strict=True)}
         return Result.of(program, {n: v if v.ndim else v[()] for n, v in values.items()}, self.report)
 
-    def run_to_end(self, out: Any = None, on_fault: OnFault = "raise") -> Result:
+    def run_to_end(self, out: Any = None, on_fault: OnFault = "raise", timeout_s: float | None = None) -> Result:
         """Run every chunk and give totals; outputs and emits joined in memory, or written to paths.
 
         Args:
             out: where outputs and emits go: None joins them in arrays; a path, or paths by name, writes files that get
                 their name once they are complete.
+            timeout_s: give up after this; nothing is left under the final names then.
+        Raises:
+            WaitTimeout: it was not at its end in time.
         """
+        self._give_up = None if timeout_s is None else time.monotonic() + timeout_s
         program = self._loaded.program
         results = (*program.outputs, *program.emits)
         paths = self._paths(out)
@@ -434,28 +446,30 @@ class Stream:
         if self._closed:
             return
         self._closed = True
-        if not self.session.closed:
-            for item, _, _ in self._items.values():
-                item.cancel()
-            for item, arrived, _ in self._items.values():
-                while not item.wait(50_000_000) and not self.session.closed:
-                    pass
-                if not self.session.closed:
-                    item.result()
-                    self._idle.append(item)
-                if arrived is not None:
-                    self._reader.release(arrived)
-            for item in self._idle:
-                item.close()
+        if os.getpid() != self._pid:  # a forked child: nothing of this is its own
+            return
+        for item, _, _ in self._items.values():
+            item.cancel()
+        for item, _, _ in self._items.values():
+            # Also when the session was closed: bytes may be given back once nobody is inside an item.
+            self.session._settle(item)
+            item.close()
+        for item in self._idle:
+            item.close()
         self._items.clear()
         self._idle.clear()
         self._finished.clear()
-        self._reader.close()
+        reader = getattr(self, "_reader", None)  # not there when opening failed before it
+        if reader is not None:
+            reader.close()
         self._pool.close()
         self.source.close()
-        release = getattr(self.session.engine, "release_ring", None)
-        if release is not None and not self.session.closed:
-            release(self._ring)
+        if self._ring is not None:
+            self.session.engine.release_ring(self._ring)  # type: ignore[attr-defined]
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):
+            self.close()
 
     def __enter__(self) -> Self:
         return self
