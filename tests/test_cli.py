@@ -249,6 +249,7 @@ def test_asm_keeps_the_old_file_when_the_disk_is_full(here: Path, monkeypatch: p
         ("module.py:nothing", 3, "has no function 'nothing'"),
         ("module.py:plain", 3, "not a program"),
         ("broken.py:f", 3, "broken.py:1:"),
+        ("boom.py:f", 3, "boom.py:3: importing the file raised ValueError: mine"),
         ("noise.bin", 3, "neither bytecode"),
         ("cut.virb", 3, "cut at byte 3"),
         ("2 *", 3, "<expression>:1:"),
@@ -257,6 +258,7 @@ def test_asm_keeps_the_old_file_when_the_disk_is_full(here: Path, monkeypatch: p
 def test_a_program_that_cannot_be_had_is_refused_in_words(here: Path, word: str, code: int, says: str) -> None:
     Path("module.py").write_text("def plain(x): return x\n")
     Path("broken.py").write_text("def f(:\n")
+    Path("boom.py").write_text("def fail():\n    import json\n    raise ValueError('mine')\nfail()\n")
     Path("noise.bin").write_bytes(b"\xff\xfe\x00")
     Path("cut.virb").write_bytes(b"VIR")
     result = vyre("dis", word)

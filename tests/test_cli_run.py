@@ -151,6 +151,31 @@ def test_the_one_name_of_an_expression_takes_the_bare_paths_and_their_type(text:
     assert answer["results"]["value"]["dtype"] in ("f32", "bool")
 
 
+def test_a_fault_of_a_listing_shows_its_line_also_when_it_was_assembled() -> None:
+    Path("t.vir").write_text(
+        "input x i32\noutput y i32\n    i32.load r0, x\n    i32.const r1, 7\n    i32.sub r2, r0, r1\n"
+        "    i32.const r3, 100\n    i32.div_s r4, r3, r2  ; here\n    i32.store y, r4\n    return\n"
+    )
+    np.arange(2_000, dtype=np.int32).tofile("i.raw")
+    assert vyre("asm", "t.vir").exit_code == 0
+    for program in ("t.vir", "t.virb"):
+        result = vyre("run", program, "i.raw")
+        assert result.exit_code == 1, result.output
+        message, line, *_ = result.stderr.splitlines()
+        assert message.startswith("error: t.vir:7: integer divide by zero (pc 4, element 7")
+        assert line == "    i32.div_s r4, r3, r2  ; here"
+
+
+def test_an_endless_loop_ends_out_of_fuel() -> None:
+    Path("loop.vir").write_text(
+        "fuel 100000\ninput x f64\noutput y f64\n    f64.load r0, x\n    i32.const r1, 1\n    loop\n    br_if r1\n    end\n"
+        "    f64.store y, r0\n    return\n"
+    )
+    result = vyre("run", "loop.vir", "half1.f64")
+    assert result.exit_code == 1
+    assert "loop.vir:7: out of fuel" in result.stderr
+
+
 def test_raw_output_and_standard_output_get_the_elements_alone() -> None:
     run("x*2", "x.npy", "--out", "r.raw", "--engine", "reference")
     expected = (np.load("x.npy") * 2).tobytes()

@@ -25,7 +25,8 @@ def command(program: str, types: tuple[str, ...], out: Path | None, json_: bool)
 
     verified = verify(load(program, parse_types(types)))
     data = encode(verified.program)
-    path = out or Path(f"{verified.program.name}.virb")
+    name = Path(program).stem if program.endswith(".vir") else verified.program.name
+    path = out or Path(f"{name}.virb")
     write_bytes(path, data)
     if json_:
         show.as_json({"path": str(path), "bytes": len(data), "identity": verified.identity.hex()})

@@ -9,12 +9,13 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
+import traceback
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
-from vyre.errors import BindError, CompileError, ListingError, StreamError
+from vyre.errors import BindError, CompileError, ListingError, StreamError, VyreError
 
 if TYPE_CHECKING:
     from vyre.program.ir import Program
@@ -124,6 +125,13 @@ def _import(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except SyntaxError as error:
         raise CompileError(f"{error.filename or path}:{error.lineno}:{error.offset}: {error.msg}") from None
+    except VyreError:
+        raise
+    except Exception as error:  # the caller's own code failed: their line and their words, not our frames
+        frames = traceback.extract_tb(error.__traceback__)
+        mine = [frame for frame in frames if Path(frame.filename).resolve() == path.resolve()]
+        line = mine[-1].lineno if mine else 1
+        raise CompileError(f"{path}:{line}: importing the file raised {type(error).__name__}: {error}") from None
     finally:
         sys.path.remove(folder)
     return module
