@@ -170,6 +170,7 @@ def decode(data: Any) -> Program:
         fuel=fuel,
         source=source,
         lines=tuple(map(_line, _PAIR.iter_unpack(lines))),
+        _packed=code,
     )
     return program
 
@@ -278,8 +279,7 @@ def _meaning(program: Program) -> tuple[bytes, bytes, bytes, bytes]:
         )
         defaults = struct.pack(f"<{len(program.params)}Q", *(p.default or 0 for p in program.params))
         constants = struct.pack(f"<{len(program.constants)}Q", *program.constants)
-        code = b"".join([_INSTR.pack(*instr) for instr in program.code])
-        return b"".join((counts, *records, defaults)), bytes(program.registers), constants, code
+        return b"".join((counts, *records, defaults)), bytes(program.registers), constants, program.packed
     except (struct.error, ValueError, TypeError) as error:
         raise BytecodeError(f"{program.name} cannot be written down: {error}", fix="verify it first") from None
 

@@ -6,7 +6,11 @@ Owns: the shape of a program in memory. Leaves to others: whether it is valid (v
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import chain
 from typing import NamedTuple
 
 from vyre.program.opcodes import DEFAULT_FUEL, Access, AccKind, MemType, Type
@@ -21,6 +25,11 @@ class Instr(NamedTuple):
     b: int = 0
     c: int = 0
     imm: int = 0
+
+
+@lru_cache
+def _packer(count: int) -> Callable[..., bytes]:
+    return struct.Struct("<" + "HBBBBH" * count).pack
 
 
 class Stream(NamedTuple):
@@ -99,6 +108,18 @@ class Program:
     fuel: int = DEFAULT_FUEL
     source: str = field(default="", compare=False)
     lines: tuple[Line, ...] = field(default=(), compare=False)
+
+    @property
+    def packed(self) -> bytes:
+        """The code as a file holds it, 8 bytes per instruction; made once.
+
+        Raises:
+            struct.error: a number that has no room in its field.
+        """
+        found: bytes | None = self.__dict__.get("_packed")
+        if found is None:
+            found = self.__dict__["_packed"] = _packer(len(self.code))(*chain.from_iterable(self.code))
+        return found
 
     def line_of(self, pc: int) -> int | None:
         """Source line of instruction ``pc``, or None when the program has no map for it."""

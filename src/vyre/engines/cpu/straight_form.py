@@ -11,7 +11,6 @@ import struct
 from array import array
 from collections.abc import Callable
 from functools import cache
-from itertools import chain
 from operator import itemgetter
 from typing import Any, Final
 
@@ -86,11 +85,6 @@ def _index() -> array[int]:
 
 
 @cache
-def _code(count: int) -> Callable[..., bytes]:
-    return struct.Struct("<" + "HBBBBH" * count).pack
-
-
-@cache
 def _words(count: int) -> Callable[..., bytes]:
     return struct.Struct(f"<{count}Q").pack
 
@@ -129,7 +123,7 @@ class Lowering:
         found = self._native(
             memory[1],
             table.buffer_info()[0],
-            _code(len(code))(*chain.from_iterable(code)),
+            program.packed,
             _words(len(words))(*words),
         )
         form = None
