@@ -360,3 +360,18 @@ def test_a_condition_that_is_read_elsewhere_or_is_no_truth_value_keeps_its_regis
         program = b.build()
         assert "if" in names_of(program)
         same_as_reference(program)
+
+
+@pytest.mark.parametrize("t", [Type.f32, Type.f64], ids=lambda t: t.name)
+def test_a_product_that_is_only_summed_needs_no_tile(t: Type) -> None:
+    b = Builder("products")
+    x = b.op(f"{t.name}.load", imm=b.input("x", MemType(t.value)))
+    y = b.op(f"{t.name}.load", imm=b.input("y", MemType(t.value)))
+    b.if_(b.op(f"{t.name}.lt", x, y))
+    b.op(f"{t.name}.acc_sum", b.op(f"{t.name}.mul", x, y), imm=b.accumulator("s", AccKind.sum, MemType.f64))
+    b.end()
+    b.op(f"{t.name}.acc_sum", b.op(f"{t.name}.mul", y, y), imm=b.accumulator("all", AccKind.sum, MemType.f64))
+    program = b.build()
+    n = t.name
+    assert names_of(program) == [f"{n}.lt.mask", "test", f"{n}.acc_sum.mul.masked", f"{n}.acc_sum.mul"]
+    same_as_reference(program)

@@ -164,6 +164,7 @@ def _results(found: dict[str, tuple[str, Maker]]) -> None:
         found["acc_histogram" + end] = ("histogram", results.histogram(masked))
         for t in (Type.f32, Type.f64):
             found[f"{t.name}.acc_sum{end}"] = (f"sum.{t.name}", results.sum_once(t, masked))
+            found[f"{t.name}.acc_sum.mul{end}"] = (f"sum.{t.name}", results.sum_of_product(t, masked))
             found[f"{t.name}.acc_sum.update{end}"] = ("sum.partial", results.sum_update(t, masked))
         for t in Type:
             for verb in ("min", "max") if t.is_float else ("min_s", "min_u", "max_s", "max_u"):

@@ -169,6 +169,10 @@ def _atomic(low: State, instruction: tuple[int, ...], plan: p.Plan, wave: int) -
 def _acc(low: State, instruction: tuple[int, ...], plan: p.Plan, wave: int) -> None:
     _, _, a, _, _, imm = instruction
     acc = low.program.accumulators[imm]
+    factors = low.factors.get(low.pc)
+    if factors is not None:
+        low.emit(f"{plan.op.name}.mul" + (".masked" if low.mask else ""), 0, *factors, imm=imm)
+        return
     name = plan.op.name + (".update" if imm in low.partial else "") + (".masked" if low.mask else "")
     aux = acc.bins if acc.kind is AccKind.histogram else 0
     low.emit(name, 0, low.vector(low.loc[a]), imm=imm, aux=aux)

@@ -64,6 +64,7 @@ class State:
         self.homes: dict[int, int] = {}  # loop's pc -> pinned registers that it assigns and that live on after it
         self.reserved: list[int] = [0]  # registers carried by the loops that are open, innermost last
         self.direct: dict[int, str] = {}  # pc -> what becomes of an instruction that only decides an if: see _decide
+        self.factors: dict[int, tuple[int, int]] = {}  # pc of a sum -> where the factors of its operand lie
         self.blocks: list[tuple[int, int]] = []  # record that opened it; 1 for a loop
         self.temporary: list[tuple[int, int]] = []  # slots that are free again after this instruction
         self.mask = 0

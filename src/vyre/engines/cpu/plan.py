@@ -130,6 +130,8 @@ def _plan(op: Op) -> Plan:
 PLANS: Final = {op.code: _plan(op) for op in OPCODES}
 KINDS: Final = {code: plan.kind for code, plan in PLANS.items()}
 AND: Final = BY_NAME["i32.and"].code
+SUM_OF: Final = {BY_NAME[f"{t}.mul"].code: BY_NAME[f"{t}.acc_sum"].code for t in ("f32", "f64")}
+"""A product and the sum that may take it without a tile between them."""
 COMPARES: Final = frozenset(op.code for op in OPCODES if f"{op.name}.mask" in catalogue())
 """Instructions that can go straight into the mask of the block that they decide."""
 CONST_BYTES: Final = 100

@@ -140,6 +140,30 @@ def sum_once(t: Type, masked: bool) -> Maker:
     return make
 
 
+def sum_of_product(t: Type, masked: bool) -> Maker:
+    """accs[imm] := the halving tree of a * b, each rounded on its own: a sum_once whose operand needs no tile."""
+
+    def make(symbol: str) -> Made:
+        text = _open(symbol, masked)
+        text.operand("b")
+        text.section_of("results", "sum.buffer")
+        product = body(BY_NAME[f"{t.name}.mul"])
+        text.bodies += [_tree(Type.f64), product]
+        element = fetch("a", LLVM[t]) + "\n" + fetch("b", LLVM[t]) + "\n"
+        element += call(LLVM[t], "p", product.symbol, (LLVM[t], "e.a"), (LLVM[t], "e.b")) + "\n"
+        element += _widened(t).replace("%e.a", "%e.p") + "\n"
+        if masked:
+            element += fetch_mask() + "\n  %e.part = select i1 %e.on, double %e.x, double -0.0\n"
+        else:
+            element += "  %e.part = select i1 true, double %e.x, double %e.x\n"
+        element += "  %e.to = getelementptr double, ptr %buffer, i64 %e.i\n  store double %e.part, ptr %e.to, align 8"
+        text.loop(element)
+        text.section_of("results", "sum.pad", **{"from": text.before})
+        return text.finish()
+
+    return make
+
+
 def sum_update(t: Type, masked: bool) -> Maker:
     """Each element's own partial += a: for a sum that an element may update more than once."""
 

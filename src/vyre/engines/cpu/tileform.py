@@ -229,6 +229,9 @@ class _Lowering(State):
             wave = live_out[pc] | held[pc] | keep | self.reserved[-1]
             if pc in self.direct and not plan.kind:
                 self._compare_to_mask(self.direct[pc], instruction, plan)
+            elif instruction.op in p.SUM_OF and self._goes_into_a_sum(pc, instruction):
+                self.factors[pc + 1] = self.loc[instruction.a], self.loc[instruction.b]
+                self.drop(1 << instruction.dst)
             elif plan.kind:
                 OTHERS[plan.kind](self, instruction, plan, wave)
             else:
@@ -250,6 +253,14 @@ class _Lowering(State):
             self.emit(names[0] + form, 0, la, lb, 0, imm, aux, self.mask + LANES)
         bit = 1 << instruction.dst
         self.drop(bit)
+
+    def _goes_into_a_sum(self, pc: int, product: Instr) -> bool:
+        """Whether the next instruction sums this product, nobody else reads it, and both factors have lanes."""
+        following = self.program.code[pc + 1]
+        if following.op != p.SUM_OF[product.op] or following.a != product.dst or following.imm in self.partial:
+            return False
+        needed = self.facts.live_out[pc + 1] | self.facts.held[pc + 1] | self.pinned
+        return not needed >> product.dst & 1 and self.loc[product.a] >= 0 and self.loc[product.b] >= 0
 
     def _compute(self, pc: int, instruction: Instr, plan: p.Plan, wave: int) -> None:
         """A numeric instruction or function that does not trap."""
