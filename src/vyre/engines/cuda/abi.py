@@ -18,7 +18,7 @@ ELEMENTS_PER_LANE: Final = 8
 WARPS_PER_BLOCK: Final = 4
 WINDOW: Final = 128  # records of code that a warp keeps in shared memory; longer programs are paged
 LAUNCH_BYTES: Final = 256  # at the start of a block's shared memory: the kernel's argument
-FRAME_BYTES: Final = 384  # of struct Frame in kernel/frame.cuh
+FRAME_BYTES: Final = 448  # of struct Frame in kernel/frame.cuh
 KEPT_BYTES: Final = 144  # of one emit: a word of kept bits per lane, then what the tile has kept so far
 UNIT: Final = 64  # bytes; bindings and program images start at multiples of it in the arena
 MAX_PROGRAMS: Final = 1 << 16
@@ -31,7 +31,7 @@ MAGIC_BINDING: Final = 0x42494E44  # "BIND"
 TILE_NS: Final = 5_000_000_000  # a pass whose loops take longer ends in FaultCode.deadline
 
 # --- record: one rewritten instruction, u32[4] ---------------------------------------------------------------------
-# x: handler in the low half, flags above. y: operand b. z: operand a | operand d << 16. w: operand c or imm | pc << 16.
+# x: short cut in the lowest byte (0: none), handler in the next, flags above. y: operand b. z: operand a | operand d << 16. w: operand c or imm | pc << 16.
 # An operand is a plane of the warp's register file (a 64-bit register is two), or UNIFORM | slot. There are two
 # accumulators, one of 32 and one of 64 bits, so that neither's registers constrain the other's.
 UNIFORM: Final = 0x8000
@@ -67,7 +67,7 @@ PROGRAM_HEADER: Final = np.dtype(
         ("emits", "<u4"),
         ("float_sums", "<u4"),
         ("pool", "<u4"),  # constants reachable by index only
-        ("flags", "<u4"),
+        ("flags", "<u4"),  # PROGRAM_QUICK | inputs << 8
     ]
 )  # followed by: u64 slot values, ACC[], EMIT[], pool u64[], records
 assert PROGRAM_HEADER.itemsize == 64
@@ -96,6 +96,7 @@ assert BINDING_HEADER.itemsize == 64
 OPERAND: Final = np.dtype([("address", "<u8"), ("extent", "<u4"), ("dtype", "<u4")])
 # extent: elements of a table, 1 for a stream whose vectors are aligned, bins of a histogram (address: u64 bins in
 # device memory; a histogram's counts come back through device memory).
+IN_DEVICE_MEMORY: Final = 1 << 8  # in a stream's dtype word: worth fetching into the second-level cache ahead of use
 MAX_TABLE: Final = 2**32 - 1
 
 # --- control: host words and engine words never share a line -----------------------------------------------------------
@@ -132,7 +133,7 @@ MAX_SUSPENDED: Final = 4_096
 
 JOB: Final = np.dtype(
     [  # an item of several tiles, shared by many warps; device memory, one per slot of the ring
-        ("cursor", "<u8"),  # tag << CURSOR_BITS | next tile
+        ("cursor", "<u8"),  # tag << CURSOR_BITS | next unit of 2**shift tiles
         ("done", "<u8"),  # tiles done
         ("fault", "<u8"),
         ("sequence", "<u8"),
@@ -142,7 +143,8 @@ JOB: Final = np.dtype(
         ("opcode", "<u4"),
         ("tiles", "<u8"),
         ("started", "<u8"),
-        ("pad", "<u8", (7,)),
+        ("shift", "<u8"),
+        ("pad", "<u8", (6,)),
     ]
 )
 assert JOB.itemsize == 128

@@ -261,7 +261,8 @@ class CudaEngine:
             else:
                 owners.append(value)
                 staged.append(None)
-            operands.append((address, int(address % 16 == 0), int(stream.dtype)))
+            near = abi.IN_DEVICE_MEMORY if address is not None and not isinstance(value, np.ndarray) and staged[-1] is None else 0
+            operands.append((address, int(address % 16 == 0), int(stream.dtype) | near))
         for i, stream in enumerate(program.outputs):
             kind = NUMPY[stream.dtype]
             given = None if outputs is None else outputs[i]

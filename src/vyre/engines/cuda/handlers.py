@@ -18,7 +18,7 @@ _HAND_WRITTEN: Final = (
     "NOP", "POOL32", "POOL64", "PARAM32", "PARAM64", "INDEX", "SELECT32", "SELECT64",
     "STREAM_LOAD32", "STREAM_LOAD64", "STREAM_LOAD_NARROW",
     "STREAM_STORE32", "STREAM_STORE64", "STREAM_STORE_NARROW",
-    "TABLE_GET32", "TABLE_GET64", "TABLE_GET_NARROW", "POOL_GET64", "TABLE_UPDATE32", "TABLE_UPDATE64",
+    "TABLE_GET32", "TABLE_GET64", "TABLE_GET_NARROW", "POOL_GET64", "TABLE_UPDATE32", "TABLE_UPDATE64", "HEAVY",
     "ACC_SUM", "ACC_COUNT", "ACC_FLOAT_SUM32", "ACC_FLOAT_SUM64", "ACC_HISTOGRAM", "EMIT",
     "ACC_MIN_I32", "ACC_MIN_U32", "ACC_MIN_I64", "ACC_MIN_U64", "ACC_MIN_F32", "ACC_MIN_F64",
     "ACC_MAX_I32", "ACC_MAX_U32", "ACC_MAX_I64", "ACC_MAX_U64", "ACC_MAX_F32", "ACC_MAX_F64",
@@ -53,26 +53,62 @@ HANDLERS: Final[dict[str, int]] = {
         )
     )
 }
+FIRST_HEAVY: Final = len(_HAND_WRITTEN) + len(NUMERIC) - len(HEAVY)
+assert FIRST_HEAVY <= 256, "a handler of the main switch is a byte; heavy ones are named in another field"
 
 
-def _line(op: Op, prefix: str) -> str:
+def _line(op: Op, prefix: str, suffix: str = "", number: int = -1) -> str:
     assert op.result is not None
     name = op.name.replace(".", "_")
+    number = HANDLERS[name] if number < 0 else number
     shape = ("UNARY", "BINARY", "TERNARY")[len(op.args) - 1] + ("_TRAP" if op.traps else "")
     types = [op.result.name] + ([op.args[0].name] if len(op.args) == 3 else [t.name for t in op.args])
-    return f"{prefix}{shape}({HANDLERS[name]}, {name}, {', '.join(types)})\n"
+    return f"{prefix}{shape}{suffix}({number}, {name}, {', '.join(types)})\n"
+
+
+_POPULAR: Final = tuple(
+    name
+    for name in (op.name for op in NUMERIC)
+    if name in {f"{t}.{verb}" for t in ("f32", "f64") for verb in ("add", "sub", "mul", "fma", "lt", "gt")}
+    or name in ("f32.div", "f32.min", "f32.max", "i32.add", "i32.sub", "i32.mul", "i32.and", "i64.add", "f64.promote_f32")
+)
+_STREAMS: Final = ("STREAM_LOAD32", "STREAM_LOAD64", "STREAM_STORE32", "STREAM_STORE64")
+_PLAIN: Final = tuple(op.name.replace(".", "_") for op in NUMERIC if op.name not in HEAVY)
+_FORMS: Final = ("", "_A", "_S", "_A_S")  # operand a is loaded first; the result is stored; both
+
+HOT: Final[dict[tuple[int, int], int]] = {
+    **{(HANDLERS[name], 0): 1 + i for i, name in enumerate((*_PLAIN, *_STREAMS))},
+    **{
+        (HANDLERS[name.replace(".", "_")], form): 1 + len(_PLAIN) + len(_STREAMS) + 3 * i + form - 1
+        for i, name in enumerate(_POPULAR)
+        for form in (1, 2, 3)
+    },
+}
+"""Short cut of a (handler, form): its number in the first switch, where nothing is tested before or after it. A record
+without one has 0 there and goes the long way."""
+assert max(HOT.values()) <= 255, "a short cut is a byte"
+
+
+def hot_cases() -> str:
+    """C text: the short cuts, for the first switch of kernel/interpret.cuh."""
+    ops = {op.name: op for op in NUMERIC}
+    lines = [_line(op, "HOT_", "", HOT[HANDLERS[op.name.replace(".", "_")], 0]) for op in NUMERIC if op.name not in HEAVY]
+    for name in _POPULAR:
+        for form in (1, 2, 3):
+            lines.append(_line(ops[name], "HOT_", _FORMS[form], HOT[HANDLERS[name.replace(".", "_")], form]))
+    lines += [f"case {HOT[HANDLERS[name], 0]}: {{ SHORT_{name} }} continue;\n" for name in _STREAMS]
+    return "".join(lines)
 
 
 def light_cases() -> str:
-    """C text: one line per instruction that works in registers, for the switch of kernel/interpret.cuh."""
-    return "".join(_line(op, "") for op in NUMERIC if op.name not in HEAVY)
+    """C text: one line per instruction that works in registers, for the switch of kernel/interpret.cuh.
+
+    Numbers that nobody has get a case too, so that the compiler need not check the range of a byte.
+    """
+    unused = " ".join(f"case {n}:" for n in range(FIRST_HEAVY, 256))
+    return "".join(_line(op, "") for op in NUMERIC if op.name not in HEAVY) + unused + " break;\n"
 
 
 def heavy_cases() -> str:
     """C text: one line per other numeric instruction, for the switch of kernel/heavy.cuh."""
     return "".join(_line(op, "HEAVY_") for op in NUMERIC if op.name in HEAVY)
-
-
-def heavy_labels() -> str:
-    """C text: the case labels under which kernel/interpret.cuh calls them."""
-    return " ".join(f"case {HANDLERS[op.name.replace('.', '_')]}:" for op in NUMERIC if op.name in HEAVY)

@@ -24,7 +24,7 @@ _STRUCTS: Final[dict[str, np.dtype[Any]]] = {
 }
 _NUMBERS: Final = (
     "WINDOW", "UNIT", "MAX_PROGRAMS", "IO_IN_SHARED", "UPDATE_ENTRIES", "MAGIC_PROGRAM", "MAGIC_BINDING", "UNIFORM",
-    "NO_PLANE", "PROGRAM_QUICK", "CURSOR_BITS", "UPDATE_FLAG",
+    "NO_PLANE", "PROGRAM_QUICK", "CURSOR_BITS", "UPDATE_FLAG", "IN_DEVICE_MEMORY",
 )  # fmt: skip
 
 
@@ -65,7 +65,6 @@ def header() -> str:
     for name, value in handlers.HANDLERS.items():
         if name.isupper():
             define(f"H_{name}", value)
-    lines.append(f"#define HEAVY_LABELS {handlers.heavy_labels()}")
     for name, dtype in _STRUCTS.items():
         lines += ["", _struct(name, dtype)]
     return "\n".join(lines) + "\n"

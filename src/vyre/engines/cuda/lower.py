@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from vyre.engines.cuda import abi
-from vyre.engines.cuda.handlers import HANDLERS, HEAVY
+from vyre.engines.cuda.handlers import HANDLERS, HEAVY, HOT
 from vyre.program.analysis import Analysis, analyse
 from vyre.program.functions import FUNCTION_NAMES, inline
 from vyre.program.ir import Program
@@ -28,6 +28,9 @@ _STORE: Final = (_F["STORE32"] | _F["PLACE_D"], _F["STORE64"] | _F["PLACE_D"])
 _FIX: Final = {Type.f32: _F["FIX_NAN32"], Type.f64: _F["FIX_NAN64"]}
 _PLACE_A, _PLACE_B, _PLACE_C, _PLACE_D = _F["PLACE_A"], _F["PLACE_B"], _F["PLACE_C"], _F["PLACE_D"]
 _BLEND: Final = _F["BLEND"]
+_LONG_WAY: Final = _BLEND | _F["FIX_NAN32"] | _F["FIX_NAN64"]
+_ANY_LOAD: Final = _F["LOAD_A32"] | _F["LOAD_A64"]
+_ANY_STORE: Final = _F["STORE32"] | _F["STORE64"]
 _QUICK_RECORDS: Final = 512
 _SMALL: Final = 8  # planes that fit at full width in any case: no sharing of planes is tried
 
@@ -350,7 +353,7 @@ class _Pass:
         self.result(plan.result, instr.dst, self.records.add(flags | plan.handler, 0, z, shown), pc)
 
     def on_heavy(self, pc: int, shown: int, instr: Any, plan: _Plan) -> None:
-        x = plan.handler | _PLACE_A | _PLACE_D
+        x = HANDLERS["HEAVY"] | _PLACE_A | _PLACE_D
         y = 0
         a = self.need(instr.a, pc)
         if len(plan.args) > 1:
@@ -358,7 +361,7 @@ class _Pass:
             x |= _PLACE_B
         self.clobber(0, pc, instr.dst)
         self.clobber(1, pc, instr.dst)
-        self.records.add(x, y, a | instr.dst << 16, shown)
+        self.records.add(x, y, a | instr.dst << 16, shown | plan.handler)
         self.stored.add(instr.dst)
         self.held[plan.result] = instr.dst
         self.heavy = True
@@ -577,6 +580,9 @@ class _Pass:
         uniform = abi.UNIFORM
         for row in rows:
             x = row[0]
+            row[0] = x & ~0xFFFF | (x & 0xFF) << 8
+            if not x & _LONG_WAY:
+                row[0] |= HOT.get((x & 0xFF, (1 if x & _ANY_LOAD else 0) | (2 if x & _ANY_STORE else 0)), 0)
             if x & place_b and not row[1] & uniform:
                 row[1] = places[row[1]]
             if x & place_a and not row[2] & uniform:
@@ -590,7 +596,7 @@ class _Pass:
             for i in range(0, len(rows), page):
                 padded += rows[i : i + page]
                 if i + page < len(rows):
-                    padded.append([HANDLERS["PAGE"], 0, 0, 0])
+                    padded.append([HANDLERS["PAGE"] << 8, 0, 0, 0])
             rows = padded
         depth = 0
         open_blocks = 0
@@ -608,7 +614,7 @@ class _Pass:
             "<16I",
             abi.MAGIC_PROGRAM, 0, len(rows), slots, len(self.slots), planes, depth, program.fuel, fuel_plane, io,
             self.tables, len(accs), len(emits), len(float_sums), len(self.pool),
-            abi.PROGRAM_QUICK if quick else 0,
+            (abi.PROGRAM_QUICK if quick else 0) | len(program.inputs) << 8,
         )  # fmt: skip
         data += array("Q", [*self.slots, *self.params, *[0] * (slots & 1)]).tobytes()
         data += b"".join(struct.pack("<IIQ", *a) for a in accs)

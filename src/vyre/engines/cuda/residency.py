@@ -356,12 +356,16 @@ class Residency:
         deadline = None
         c = self._control
         while at < end:
-            if n > 64 and end - at > 64:
-                # Completion is roughly in order: look at the last first, then count.
-                at += self._completed(at, end - at)
-                if at >= end:
-                    return
-            if words[(at & mask) * 8] == at + 1:
+            if end - at > 8:
+                # Records come roughly in order. Only the last is looked at while they come: reading lines that the
+                # engine still writes would slow both.
+                last = min(end, at + self.capacity) - 1
+                if words[(last & mask) * 8] == last + 1:
+                    found = self._completed(at, end - at)
+                    at += found
+                    if found:
+                        continue
+            elif words[(at & mask) * 8] == at + 1:
                 at += 1
                 continue
             spins += 1

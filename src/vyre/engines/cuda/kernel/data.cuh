@@ -9,8 +9,7 @@ case H_PARAM32: { u32 v = (u32)PARAMETERS[r.w & 0xFFFF]; EACH a[j] = v; } break;
 case H_PARAM64: { u64 v = PARAMETERS[r.w & 0xFFFF]; EACH w[j] = v; } break;
 case H_INDEX: { EACH w[j] = ELEMENT(j); } break;
 case H_SELECT32: {
-  u32 b[8], c[8];
-  read8(b, OPERAND_B, STEP(r.y));
+  u32 c[8];
   read8(c, PLACE_AT(r.w & 0xFFFF), STEP(r.w));
   EACH a[j] = c[j] ? a[j] : b[j];
 } break;
@@ -27,8 +26,7 @@ case H_STREAM_LOAD32: {
   const u32* p = (const u32*)o.address + (first - f.base);
   if (o.extent && alive == 0xFF) {
     uint4 u = *(const uint4*)p, v = *(const uint4*)(p + half / 4);
-    a[0] = u.x; a[1] = u.y; a[2] = u.z; a[3] = u.w;
-    a[4] = v.x; a[5] = v.y; a[6] = v.z; a[7] = v.w;
+    a[0] = u.x; a[1] = u.y; a[2] = u.z; a[3] = u.w; a[4] = v.x; a[5] = v.y; a[6] = v.z; a[7] = v.w;
   } else {
     EACH if (alive >> j & 1) a[j] = p[ELEMENT(j) - first];
   }
@@ -36,13 +34,7 @@ case H_STREAM_LOAD32: {
 case H_STREAM_LOAD64: {
   Operand o = stream_of(f, r.w & 0xFFFF);
   const u64* p = (const u64*)o.address + (first - f.base);
-  if (o.extent && alive == 0xFF) {
-    ulonglong2 t = *(const ulonglong2*)p, u = *(const ulonglong2*)(p + 2);
-    ulonglong2 v = *(const ulonglong2*)(p + half / 4), x = *(const ulonglong2*)(p + half / 4 + 2);
-    w[0] = t.x; w[1] = t.y; w[2] = u.x; w[3] = u.y; w[4] = v.x; w[5] = v.y; w[6] = x.x; w[7] = x.y;
-  } else {
-    EACH if (alive >> j & 1) w[j] = p[ELEMENT(j) - first];
-  }
+  EACH if (alive >> j & 1) w[j] = p[ELEMENT(j) - first];
 } break;
 case H_STREAM_LOAD_NARROW: {
   Operand o = stream_of(f, r.w & 0xFFFF);
@@ -61,14 +53,7 @@ case H_STREAM_STORE32: {
 case H_STREAM_STORE64: {
   Operand o = stream_of(f, r.w & 0xFFFF);
   u64* p = (u64*)o.address + (first - f.base);
-  if (o.extent && active == 0xFF) {
-    *(ulonglong2*)p = make_ulonglong2(w[0], w[1]);
-    *(ulonglong2*)(p + 2) = make_ulonglong2(w[2], w[3]);
-    *(ulonglong2*)(p + half / 4) = make_ulonglong2(w[4], w[5]);
-    *(ulonglong2*)(p + half / 4 + 2) = make_ulonglong2(w[6], w[7]);
-  } else {
-    EACH if (active >> j & 1) p[ELEMENT(j) - first] = w[j];
-  }
+  EACH if (active >> j & 1) p[ELEMENT(j) - first] = w[j];
 } break;
 case H_STREAM_STORE_NARROW: {
   Operand o = stream_of(f, r.w & 0xFFFF);
@@ -96,8 +81,7 @@ case H_POOL_GET64: {  // constant imm + accumulator; in range by construction
 #define UPDATE(ID, T, CALL)                                                                      \
   case ID: {                                                                                     \
     Operand o = operand_of(f, f.io + (r.w & 0xFFFF));                                            \
-    T b[8];                                                                                      \
-    read8(b, OPERAND_B, STEP(r.y));                                                              \
+    SECOND_##T                                                                                   \
     u32 trapped = 0;                                                                             \
     u64 worst = NO_FAULT;                                                                        \
     EACH if (active >> j & 1) {                                                                  \
@@ -106,26 +90,26 @@ case H_POOL_GET64: {  // constant imm + accumulator; in range by construction
     }                                                                                            \
     CATCH                                                                                        \
   } break;
-UPDATE(H_TABLE_UPDATE32, u32, update32)
-UPDATE(H_TABLE_UPDATE64, u64, update64)
+UPDATE(H_TABLE_UPDATE32, i32, update32)
+UPDATE(H_TABLE_UPDATE64, i64, update64)
 
-#define LANE SHARED(u64, f.lane_at + (r.w & 0xFFFF) * 256 + lane * 8)
+#define LANE (f.lane_at + (r.w & 0xFFFF) * 256 + lane * 8)
 case H_ACC_SUM: {
   u64 sum = 0;
   EACH if (active >> j & 1) sum += w[j];
-  LANE += sum;
+  put64(LANE, get64(LANE) + sum);
 } break;
 case H_ACC_COUNT: {
   u32 n = 0;
   EACH if (active >> j & 1) n += a[j] != 0;
-  LANE += n;
+  put64(LANE, get64(LANE) + n);
 } break;
 // Keys of NaN win: 0 of minima, all ones of maxima (no number has either as its key).
 #define EXTREME(ID, KEY, BITS, NAN_TEST, BEST, NAN_KEY)                                          \
   case ID: {                                                                                     \
-    u64 best = LANE;                                                                             \
+    u64 best = get64(LANE);                                                                             \
     EACH if (active >> j & 1) { u64 v = NAN_TEST ? NAN_KEY : KEY(BITS); best = BEST(best, v); }  \
-    LANE = best;                                                                                 \
+    put64(LANE, best);                                                                                 \
   } break;
 #define LOWER(x, y) ((y) < (x) ? (y) : (x))
 #define HIGHER(x, y) ((y) > (x) ? (y) : (x))
@@ -168,7 +152,8 @@ case H_ACC_HISTOGRAM: {
 } break;
 case H_EMIT: {  // into the emit's planes; written out in element order when the pass is over
   u32 at = PLACE_AT(r.z >> 16);
-  if (r.x & WIDE) { EACH if (active >> j & 1) SHARED(u64, place64(at, half, j)) = w[j]; }
-  else { EACH if (active >> j & 1) SHARED(u32, place32(at, half, j)) = a[j]; }
-  if (mine) SHARED(u32, f.kept_at + (r.w & 0xFFFF) * KEPT_BYTES + lane * 4) |= active;
+  if (r.x & WIDE) { EACH if (active >> j & 1) put64(place64(at, half, j), w[j]); }
+  else { EACH if (active >> j & 1) put32(place32(at, half, j), a[j]); }
+  u32 kept = f.kept_at + (r.w & 0xFFFF) * KEPT_BYTES + lane * 4;
+  if (mine) put32(kept, get32(kept) | active);
 } break;

@@ -8,14 +8,31 @@
 #include "vir0.cuh"
 
 extern __shared__ __align__(16) unsigned char shared_bytes[];
-#define SHARED(T, at) (*(T*)(shared_bytes + (at)))
+// Places in shared memory are 32-bit addresses of the shared window, kept as such: a pointer would be rebuilt from the
+// block's rank at each use. Hot accesses go through these functions, which keep their order among each other.
+D u32 shared_address() { return (u32)__cvta_generic_to_shared(shared_bytes); }
+#define SHARED(T, at) (*(T*)(shared_bytes + ((at) - shared_address())))
+D uint4 get128(u32 at) { uint4 v; asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(at)); return v; }
+D ulonglong2 get_pair(u32 at) { ulonglong2 v; asm volatile("ld.shared.v2.u64 {%0, %1}, [%2];" : "=l"(v.x), "=l"(v.y) : "r"(at)); return v; }
+D u64 get64(u32 at) { u64 v; asm volatile("ld.shared.u64 %0, [%1];" : "=l"(v) : "r"(at)); return v; }
+D u32 get32(u32 at) { u32 v; asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(at)); return v; }
+D u32 get16(u32 at) { u16 v; asm volatile("ld.shared.u16 %0, [%1];" : "=h"(v) : "r"(at)); return v; }
+D void put128(u32 at, uint4 v) { asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)); }
+D void put_pair(u32 at, u64 x, u64 y) { asm volatile("st.shared.v2.u64 [%0], {%1, %2};" ::"r"(at), "l"(x), "l"(y)); }
+D void put64(u32 at, u64 v) { asm volatile("st.shared.u64 [%0], %1;" ::"r"(at), "l"(v)); }
+D void put32(u32 at, u32 v) { asm volatile("st.shared.u32 [%0], %1;" ::"r"(at), "r"(v)); }
+D void put16(u32 at, u32 v) { asm volatile("st.shared.u16 [%0], %1;" ::"r"(at), "h"((u16)v)); }
 // The kernel's argument, copied once per block: out-of-line functions would read a parameter through local windows.
-#define launch SHARED(Launch, 0)
+#define launch (*(Launch*)shared_bytes)
+
+#define OWED 8
 
 struct Item { u64 sequence, first, count, started; u32 opcode, binding; };
 
 struct Frame {
   Item item;             // what this warp works on
+  u64 owed[OWED];        // items done whose records are written but not yet released
+  u32 owed_count, defers;
   u64 program, binding;  // device addresses
   u64 acc;               // of the accumulators' descriptors; those of emits follow
   u64 base, elements;    // global index of position 0; elements behind it
@@ -29,7 +46,8 @@ struct Frame {
   u64 records;           // device address of the code
   u32 code_at, slot_at, stack_at, lane_at, kept_at, plane_at, io_at;
   u32 width, page, record_count, fuel, fuel_plane;
-  u32 io, tables, accumulators, emits, float_sums, slots, constant_slots, tiles;
+  u32 aligned;           // every stream of 32- or 64-bit elements can be accessed in vectors
+  u32 inputs, io, tables, accumulators, emits, float_sums, slots, constant_slots, tiles;
   u32 program_flags, set_up;  // set_up: 1 when the frame holds item.opcode's program and item.binding
 };
 static_assert(sizeof(Frame) <= FRAME_BYTES, "abi.FRAME_BYTES");
@@ -39,24 +57,24 @@ static_assert(sizeof(Frame) <= FRAME_BYTES, "abi.FRAME_BYTES");
 // 32-bit registers: two vectors of four elements. 64-bit ones: four vectors of two, so that 64-bit arithmetic finds its
 // register pairs where a load puts them.
 D void read8(u32* v, u32 at, u32 step) {
-  uint4 p = SHARED(uint4, at), q = SHARED(uint4, at + step);
+  uint4 p = get128(at), q = get128(at + step);
   v[0] = p.x; v[1] = p.y; v[2] = p.z; v[3] = p.w;
   v[4] = q.x; v[5] = q.y; v[6] = q.z; v[7] = q.w;
 }
 D void write8(const u32* v, u32 at, u32 step) {
-  SHARED(uint4, at) = make_uint4(v[0], v[1], v[2], v[3]);
-  SHARED(uint4, at + step) = make_uint4(v[4], v[5], v[6], v[7]);
+  put128(at, make_uint4(v[0], v[1], v[2], v[3]));
+  put128(at + step, make_uint4(v[4], v[5], v[6], v[7]));
 }
 D void read8(u64* v, u32 at, u32 step) {
 #pragma unroll
   for (u32 k = 0; k < 4; ++k) {
-    ulonglong2 p = SHARED(ulonglong2, at + k * step);
+    ulonglong2 p = get_pair(at + k * step);
     v[2 * k] = p.x; v[2 * k + 1] = p.y;
   }
 }
 D void write8(const u64* v, u32 at, u32 step) {
 #pragma unroll
-  for (u32 k = 0; k < 4; ++k) SHARED(ulonglong2, at + k * step) = make_ulonglong2(v[2 * k], v[2 * k + 1]);
+  for (u32 k = 0; k < 4; ++k) put_pair(at + k * step, v[2 * k], v[2 * k + 1]);
 }
 // Place of element j of this lane, from the address of the register's first vector.
 D u32 place32(u32 at, u32 step, u32 j) { return at + (j & 3) * 4 + (j >> 2) * step; }
@@ -75,7 +93,7 @@ D void load_page(Frame& f, u32 base_at, u32 page, u32 lane) {
     if (r.x & PLACE_A) r.z = (r.z & 0xFFFF0000u) | PLACE(r.z & 0xFFFF);
     if (r.x & PLACE_D) r.z = (r.z & 0xFFFF) | PLACE(r.z >> 16) << 16;
     if (r.x & PLACE_C) r.w = (r.w & 0xFFFF0000u) | PLACE(r.w & 0xFFFF);
-    SHARED(uint4, f.code_at + 16 * i) = r;
+    put128(f.code_at + 16 * i, r);
   }
   if (lane == 0) f.page = page;
   __syncwarp();

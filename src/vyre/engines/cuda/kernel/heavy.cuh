@@ -7,14 +7,14 @@
 #define STEP(o) (((o) & 1) * half)
 #define ELEMENT(j) (first + ((j) < 4 ? (j) : half / 4 + (j) - 4))
 
-#define SCALAR_i32(at, step) SHARED(u32, place32(at, step, j))
-#define SCALAR_i64(at, step) SHARED(u64, place64(at, step, j))
+#define SCALAR_i32(at, step) get32(place32(at, step, j))
+#define SCALAR_i64(at, step) get64(place64(at, step, j))
 #define SCALAR_f32(at, step) as_f32(SCALAR_i32(at, step))
 #define SCALAR_f64(at, step) as_f64(SCALAR_i64(at, step))
-#define WRITE_i32(x) SHARED(u32, place32(d_at, half, j)) = (u32)(x)
-#define WRITE_i64(x) SHARED(u64, place64(d_at, half, j)) = (x)
-#define WRITE_f32(x) { f32 x_ = (x); SHARED(u32, place32(d_at, half, j)) = x_ != x_ ? NAN32 : bits(x_); }
-#define WRITE_f64(x) { f64 x_ = (x); SHARED(u64, place64(d_at, half, j)) = x_ != x_ ? NAN64 : bits(x_); }
+#define WRITE_i32(x) put32(place32(d_at, half, j), (u32)(x))
+#define WRITE_i64(x) put64(place64(d_at, half, j), x)
+#define WRITE_f32(x) { f32 x_ = (x); put32(place32(d_at, half, j), x_ != x_ ? NAN32 : bits(x_)); }
+#define WRITE_f64(x) { f64 x_ = (x); put64(place64(d_at, half, j), x_ != x_ ? NAN64 : bits(x_)); }
 #define HEAVY_UNARY(ID, NAME, R, A) case ID: { WRITE_##R(NAME(SCALAR_##A(a_at, a_step))); } break;
 #define HEAVY_BINARY(ID, NAME, R, A, B) case ID: { WRITE_##R(NAME(SCALAR_##A(a_at, a_step), SCALAR_##B(b_at, b_step))); } break;
 #define HEAVY_UNARY_TRAP(ID, NAME, R, A) case ID: { WRITE_##R(NAME(SCALAR_##A(a_at, a_step), trap)); } break;
@@ -34,7 +34,7 @@ D_CALL u32 heavy(u32 base_at, uint4 r, u32 active) {
   for (u32 j = 0; j < 8; ++j) {
     if (!(active >> j & 1)) continue;
     u32 trap = 0;
-    switch (r.x & 0xFFFF) {
+    switch (r.w & 0xFFFF) {
 #include "heavy_cases.cuh"
       default: break;
     }

@@ -26,19 +26,75 @@
 
 #define EACH _Pragma("unroll") for (u32 j = 0; j < 8; ++j)
 #define UNARY(ID, NAME, R, A) case ID: { EACH SET_##R(j, NAME(ACC_##A(j))); } break;
-#define BINARY(ID, NAME, R, A, B)                                                                \
-  case ID: {                                                                                     \
-    BITS_##B b[8];                                                                               \
-    read8(b, OPERAND_B, STEP(r.y));                                                              \
-    EACH SET_##R(j, NAME(ACC_##A(j), FROM_##B(b[j])));                                           \
-  } break;
+// A narrow operand b was fetched before the jump, a wide one is fetched here.
+#define BINARY(ID, NAME, R, A, B) case ID: { SECOND_##B EACH SET_##R(j, NAME(ACC_##A(j), FROM_##B(b[j]))); } break;
+#define SECOND_i32
+#define SECOND_f32
+#define SECOND_i64 u64 b[8]; read8(b, OPERAND_B, STEP(r.y));
+#define SECOND_f64 SECOND_i64
 #define TERNARY(ID, NAME, R, A)                                                                  \
   case ID: {                                                                                     \
-    BITS_##A b[8], c[8];                                                                         \
-    read8(b, OPERAND_B, STEP(r.y));                                                              \
+    SECOND_##A                                                                                   \
+    BITS_##A c[8];                                                                               \
     read8(c, PLACE_AT(r.w & 0xFFFF), STEP(r.w));                                                 \
     EACH SET_##R(j, NAME(ACC_##A(j), FROM_##A(b[j]), FROM_##A(c[j])));                           \
   } break;
+
+// Short cuts: records that need nothing before or after, and the popular ones that load or store their accumulator.
+#define HOT_UNARY(ID, NAME, R, A) case ID: { EACH SET_##R(j, NAME(ACC_##A(j))); } continue;
+#define HOT_BINARY(ID, NAME, R, A, B) case ID: { SECOND_##B EACH SET_##R(j, NAME(ACC_##A(j), FROM_##B(b[j]))); } continue;
+#define HOT_TERNARY(ID, NAME, R, A)                                                              \
+  case ID: {                                                                                     \
+    SECOND_##A                                                                                   \
+    BITS_##A c[8];                                                                               \
+    read8(c, PLACE_AT(r.w & 0xFFFF), STEP(r.w));                                                 \
+    EACH SET_##R(j, NAME(ACC_##A(j), FROM_##A(b[j]), FROM_##A(c[j])));                           \
+  } continue;
+#define TAKE(T) read8(REGISTER_##T, PLACE_AT(r.z & 0xFFFF), STEP(r.z));
+#define KEEP(T) if (mine) write8(REGISTER_##T, PLACE_AT(r.z >> 16), half);
+#define REGISTER_i32 a
+#define REGISTER_f32 a
+#define REGISTER_i64 w
+#define REGISTER_f64 w
+#define HOT_UNARY_A(ID, NAME, R, A) case ID: { TAKE(A) EACH SET_##R(j, NAME(ACC_##A(j))); } continue;
+#define HOT_UNARY_S(ID, NAME, R, A) case ID: { EACH SET_##R(j, NAME(ACC_##A(j))); KEEP(R) } continue;
+#define HOT_UNARY_A_S(ID, NAME, R, A) case ID: { TAKE(A) EACH SET_##R(j, NAME(ACC_##A(j))); KEEP(R) } continue;
+#define HOT_BINARY_A(ID, NAME, R, A, B) case ID: { SECOND_##B TAKE(A) EACH SET_##R(j, NAME(ACC_##A(j), FROM_##B(b[j]))); } continue;
+#define HOT_BINARY_S(ID, NAME, R, A, B) case ID: { SECOND_##B EACH SET_##R(j, NAME(ACC_##A(j), FROM_##B(b[j]))); KEEP(R) } continue;
+#define HOT_BINARY_A_S(ID, NAME, R, A, B) case ID: { SECOND_##B TAKE(A) EACH SET_##R(j, NAME(ACC_##A(j), FROM_##B(b[j]))); KEEP(R) } continue;
+#define THIRD(A) BITS_##A c[8]; read8(c, PLACE_AT(r.w & 0xFFFF), STEP(r.w));
+#define HOT_TERNARY_A(ID, NAME, R, A) case ID: { SECOND_##A THIRD(A) TAKE(A) EACH SET_##R(j, NAME(ACC_##A(j), FROM_##A(b[j]), FROM_##A(c[j]))); } continue;
+#define HOT_TERNARY_S(ID, NAME, R, A) case ID: { SECOND_##A THIRD(A) EACH SET_##R(j, NAME(ACC_##A(j), FROM_##A(b[j]), FROM_##A(c[j]))); KEEP(R) } continue;
+#define HOT_TERNARY_A_S(ID, NAME, R, A) case ID: { SECOND_##A THIRD(A) TAKE(A) EACH SET_##R(j, NAME(ACC_##A(j), FROM_##A(b[j]), FROM_##A(c[j]))); KEEP(R) } continue;
+// Streams in whole vectors. `whole` is the same in all lanes: every element of the pass exists and all streams are aligned.
+#define STREAM_AT(T) ((T*)stream_of(f, r.w & 0xFFFF).address + (first - f.base))
+#define SHORT_STREAM_LOAD32                                                                      \
+  if (!whole) break;                                                                             \
+  const u32* p = STREAM_AT(const u32);                                                           \
+  uint4 u = *(const uint4*)p, v = *(const uint4*)(p + half / 4);                                 \
+  a[0] = u.x; a[1] = u.y; a[2] = u.z; a[3] = u.w; a[4] = v.x; a[5] = v.y; a[6] = v.z; a[7] = v.w;
+#define SHORT_STREAM_LOAD64                                                                      \
+  if (!whole) break;                                                                             \
+  const u64* p = STREAM_AT(const u64);                                                           \
+  ulonglong2 t = *(const ulonglong2*)p, u = *(const ulonglong2*)(p + 2);                         \
+  ulonglong2 v = *(const ulonglong2*)(p + half / 4), x = *(const ulonglong2*)(p + half / 4 + 2); \
+  w[0] = t.x; w[1] = t.y; w[2] = u.x; w[3] = u.y; w[4] = v.x; w[5] = v.y; w[6] = x.x; w[7] = x.y;
+#define SHORT_STREAM_STORE32                                                                     \
+  if (!whole) break;                                                                             \
+  u32* p = STREAM_AT(u32);                                                                       \
+  if (mine) {                                                                                    \
+    *(uint4*)p = make_uint4(a[0], a[1], a[2], a[3]);                                             \
+    *(uint4*)(p + half / 4) = make_uint4(a[4], a[5], a[6], a[7]);                                \
+  }
+#define SHORT_STREAM_STORE64                                                                     \
+  if (!whole) break;                                                                             \
+  u64* p = STREAM_AT(u64);                                                                       \
+  if (mine) {                                                                                    \
+    *(ulonglong2*)p = make_ulonglong2(w[0], w[1]);                                               \
+    *(ulonglong2*)(p + 2) = make_ulonglong2(w[2], w[3]);                                         \
+    *(ulonglong2*)(p + half / 4) = make_ulonglong2(w[4], w[5]);                                  \
+    *(ulonglong2*)(p + half / 4 + 2) = make_ulonglong2(w[6], w[7]);                              \
+  }
 
 #define OPERAND_B (r.y + (r.y & 1) * (column - 1))
 #define TRAP(j, code)                                                                            \
@@ -58,11 +114,11 @@
     u32 to = (target);                                                                           \
     if (to / WINDOW != page) { page = to / WINDOW; load_page(f, base_at, page, lane); }          \
     code = f.code_at + to % WINDOW * 16;                                                         \
-    next = SHARED(uint4, code);                                                                  \
+    next = get32(code);                                                                   \
   }
 #define TARGET (r.z >> 16 | r.w << 16)
 
-D_CALL void interpret(u32 base_at) {
+D void interpret(u32 base_at) {
   Frame& f = SHARED(Frame, base_at);
   const u32 lane = threadIdx.x & 31, width = f.width;
   const bool mine = lane < width;
@@ -71,26 +127,38 @@ D_CALL void interpret(u32 base_at) {
   u32 alive = 0;
   if (mine) EACH if (ELEMENT(j) < f.end) alive |= 1u << j;
   u32 active = alive, page = f.page, spins = 0;
+  // Blocks and traps make it false: a short store knows no mask.
+  bool whole = __all_sync(FULL, alive == (mine ? 0xFF : 0u)) && f.aligned;
+  whole = __shfl_sync(FULL, (u32)whole, 0);
   u32 stack = f.stack_at + 2 * lane;
   if (page != 0) { page = 0; load_page(f, base_at, 0, lane); }
   u32 code = f.code_at;
-  uint4 next = SHARED(uint4, code);
+  u32 next = get32(code);
   u32 a[8];
   u64 w[8];
   EACH { a[j] = 0; w[j] = 0; }
   for (;;) {
-    const uint4 r = next;
+    // What the jump needs was fetched one record ahead; operands arrive while it is under way. The shuffle says that
+    // the word is the same in all lanes, so that branches need no convergence barriers.
+    uint4 r = get128(code);
+    r.x = __shfl_sync(FULL, next, 0);
     code += 16;
-    next = SHARED(uint4, code);
+    next = get32(code);
+    u32 b[8];
+    read8(b, OPERAND_B, STEP(r.y));
+    switch (r.x & 0xFF) {
+#include "hot_cases.cuh"
+      default: break;
+    }
     if (r.x & (LOAD_A32 | LOAD_A64)) {
       u32 o = r.z & 0xFFFF;
       if (r.x & LOAD_A32) read8(a, PLACE_AT(o), STEP(o));
       else read8(w, PLACE_AT(o), STEP(o));
     }
-    switch (r.x & 0xFFFF) {
+    switch (r.x >> 8 & 0xFF) {
 #include "light_cases.cuh"
 #include "data.cuh"
-      HEAVY_LABELS {
+      case H_HEAVY: {
         u32 trapped = heavy(base_at, r, active);
         alive &= ~trapped;
         active &= ~trapped;
@@ -109,24 +177,24 @@ D_CALL void interpret(u32 base_at) {
         u32 taken = 0;
         EACH taken |= (a[j] != 0) << j;
         taken &= active;
-        SHARED(u16, stack) = (u16)(active | (active & ~taken) << 8);
+        put16(stack, (active | (active & ~taken) << 8));
         stack += 64;
         active = taken;
         if (!__any_sync(FULL, taken)) GO(TARGET)
         continue;
       }
       case H_ELSE: {
-        active = (SHARED(u16, stack - 64) >> 8) & alive;
+        active = (get16(stack - 64) >> 8) & alive;
         if (!__any_sync(FULL, active)) GO(TARGET)
         continue;
       }
       case H_END: {
         stack -= 64;
-        active = SHARED(u16, stack) & 0xFF & alive;
+        active = get16(stack) & 0xFF & alive;
         continue;
       }
       case H_LOOP: {
-        SHARED(u16, stack) = (u16)active;
+        put16(stack, active);
         stack += 64;
         continue;
       }
@@ -150,15 +218,14 @@ D_CALL void interpret(u32 base_at) {
         }
         continue;
       }
-      default: __builtin_unreachable();
     }
     if (r.x & (FIX_NAN32 | FIX_NAN64 | STORE32 | STORE64)) {
       if (r.x & FIX_NAN32) EACH { if (ACC_f32(j) != ACC_f32(j)) a[j] = NAN32; }
       if (r.x & FIX_NAN64) EACH { if (ACC_f64(j) != ACC_f64(j)) w[j] = NAN64; }
       u32 at = PLACE_AT(r.z >> 16);
       if ((r.x & BLEND) && active != 0xFF) {
-        if (r.x & STORE32) EACH if (active >> j & 1) SHARED(u32, place32(at, half, j)) = a[j];
-        if (r.x & STORE64) EACH if (active >> j & 1) SHARED(u64, place64(at, half, j)) = w[j];
+        if (r.x & STORE32) EACH if (active >> j & 1) put32(place32(at, half, j), a[j]);
+        if (r.x & STORE64) EACH if (active >> j & 1) put64(place64(at, half, j), w[j]);
       } else if (mine) {
         if (r.x & STORE32) write8(a, at, half);
         if (r.x & STORE64) write8(w, at, half);

@@ -6,25 +6,57 @@ D u64 record_at(u64 sequence) {
   return launch.records + RECORD_BYTES * (sequence & ((1ull << launch.capacity_log2) - 1));
 }
 
-// Body first, then the sequence with release at system scope: pairs with the reader's acquire of sequence_plus_1.
-// The caller's warp has synchronised, so lane 0's release also covers what other lanes wrote.
+// The body of a record, by lanes 2 .. 15 in one store. All lanes.
+D void write_body(u64 sequence, u32 opcode, u64 fault, u64 value, u64 started) {
+  u32* r = (u32*)record_at(sequence);
+  const u32 lane = threadIdx.x & 31;
+  const bool ok = fault == NO_FAULT;
+  const bool refused = !ok && (fault >> 63) != 0;  // an engine's refusal: code in the low bits, no place
+  const bool placed = !ok && !refused;
+  const u64 element = placed ? fault >> 20 : NO_ELEMENT, finished = now_ns();
+  u32 v = 0;
+  switch (lane) {
+    case 2: v = ok ? STATUS_DONE : STATUS_FAULT; break;
+    case 3: v = ok ? 0 : refused ? (u32)(fault & 0xFF) : (u32)(fault & 15); break;
+    case 4: v = placed ? (u32)(fault >> 4 & 0xFFFF) : NO_PC; break;
+    case 5: v = opcode; break;
+    case 6: v = low(element); break;
+    case 7: v = high(element); break;
+    case 8: v = low(value); break;
+    case 9: v = high(value); break;
+    case 10: v = low(started); break;
+    case 11: v = high(started); break;
+    case 12: v = low(finished); break;
+    case 13: v = high(finished); break;
+    case 14: v = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32; break;
+    default: break;
+  }
+  __syncwarp();
+  if (lane >= 2 && lane < 16) r[lane] = v;
+}
+
+// Body first, then the sequence with release at system scope: pairs with the reader's acquire of sequence_plus_1. The
+// warp synchronises in between, so lane 0's release covers what other lanes wrote too.
 D void write_record(u64 sequence, u32 opcode, u64 fault, u64 value, u64 started) {
-  Record* r = (Record*)record_at(sequence);
-  bool ok = fault == NO_FAULT;
-  bool refused = !ok && (fault >> 63) != 0;  // an engine's refusal: code in the low bits, no place
-  r->status = ok ? STATUS_DONE : STATUS_FAULT;
-  r->code = ok ? 0 : refused ? (u32)(fault & 0xFF) : (u32)(fault & 15);
-  r->pc = ok || refused ? NO_PC : (u32)(fault >> 4 & 0xFFFF);
-  r->opcode = opcode;
-  r->element = ok || refused ? NO_ELEMENT : fault >> 20;
-  r->value = value;
-  r->started = started;
-  r->finished = now_ns();
-  r->worker = (u64)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
-  store_release_sys(&r->sequence_plus_1, sequence + 1);
+  write_body(sequence, opcode, fault, value, started);
+  __syncwarp();
+  if ((threadIdx.x & 31) == 0) store_release_sys((u64*)record_at(sequence), sequence + 1);
 }
 
 D void count_done(u64 n) { bump_gpu(&((Engine*)launch.engine)->done[0], n); }
+
+// Release what is owed. A fence at system scope waits for every store of the multiprocessor that is on its way to the
+// host, so a worker with more items at hand pays one for several of them.
+D_CALL void settle(u32 base_at) {
+  Frame& f = SHARED(Frame, base_at);
+  const u32 lane = threadIdx.x & 31, n = f.owed_count;
+  if (n == 0) return;
+  fence_sys();
+  __syncwarp();
+  if (lane < n) store_relaxed_sys((u64*)record_at(f.owed[lane]), f.owed[lane] + 1);
+  if (lane == 0) { count_done(n); f.owed_count = 0; }
+  __syncwarp();
+}
 
 D u64 over_lanes(u64 v, u32 kind) {
   for (u32 s = 16; s >= 1; s /= 2) {
@@ -42,7 +74,7 @@ D_CALL void deliver(u32 base_at, bool alone) {
   for (u32 i = 0; i < f.accumulators; ++i) {
     u32 kind = acc[i].x;
     if (kind == ACC_FLOAT_SUM || kind == ACC_HISTOGRAM) continue;
-    u64 v = over_lanes(SHARED(u64, f.lane_at + 256 * i + 8 * lane), kind);
+    u64 v = over_lanes(get64(f.lane_at + 256 * i + 8 * lane), kind);
     if (lane == 0) {
       u64* to = (u64*)(alone ? f.results : f.scratch) + i;
       if (alone) *to = v;
@@ -92,10 +124,14 @@ D_CALL void deliver_rest(u32 base_at, bool alone) {
 
 D void report(Frame& f, u64 fault, u64 value) {
   __syncwarp();
-  if ((threadIdx.x & 31) == 0) {
-    write_record(f.item.sequence, f.item.opcode, fault, value, f.item.started);
-    count_done(1);
+  if (f.defers) {
+    write_body(f.item.sequence, f.item.opcode, fault, value, f.item.started);
+    if ((threadIdx.x & 31) == 0) f.owed[f.owed_count++] = f.item.sequence;
+    __syncwarp();
+    return;
   }
+  write_record(f.item.sequence, f.item.opcode, fault, value, f.item.started);
+  if ((threadIdx.x & 31) == 0) count_done(1);
   __syncwarp();
 }
 
@@ -110,7 +146,7 @@ D void run_alone(u32 base_at) {
     clear_scratch(base_at, true);
     __syncwarp();
   }
-  if (f.item.count) run_tile(base_at, f.item.first);
+  if (f.item.count) run_tile(base_at, f.item.first, ~0ull);
   if (f.accumulators) {
     __syncwarp();
     deliver(base_at, true);
@@ -119,13 +155,14 @@ D void run_alone(u32 base_at) {
   report(f, f.fault, 0);
 }
 
-// Control items work on the session's words. Lane 0.
+// Control items work on the session's words. Lane 0 does it.
 D_CALL void control_item(u32 base_at) {
-  const Item& item = SHARED(Frame, base_at).item;
+  Frame& f = SHARED(Frame, base_at);
+  const Item& item = f.item;
   u32 at = item.binding, operand = low(item.first), replacement = high(item.first);
   u64 value = 0, fault = NO_FAULT;
   u32* word = (u32*)launch.words + at;
-  if (item.opcode == OPCODE_NOP) {
+  if ((threadIdx.x & 31) != 0 || item.opcode == OPCODE_NOP) {
   } else if (item.opcode >= OPCODE_STORE_U32 && item.opcode <= OPCODE_COMPARE_SWAP) {
     if (at >= SESSION_WORDS) fault = REFUSED(FAULT_OUT_OF_BOUNDS);
     else if (item.opcode == OPCODE_STORE_U32) atomicExch(word, operand);
@@ -135,8 +172,8 @@ D_CALL void control_item(u32 base_at) {
   } else {
     fault = REFUSED(FAULT_UNKNOWN_OPCODE);
   }
-  write_record(item.sequence, item.opcode, fault, value, item.started);
-  count_done(1);
+  fault = __shfl_sync(FULL, fault, 0);
+  report(f, fault, __shfl_sync(FULL, value, 0));
 }
 
 // --- items of several tiles ----------------------------------------------------------------------------------------
@@ -179,34 +216,24 @@ D void invite(u64 sequence, u64 remaining) {
 
 // Take tiles of a job until none is left or the stay is over. The opener also invites and, when it must leave early,
 // puts the job on the list that the next stay starts with.
+D u64 draw(Job* job, u32 lane) { return lane == 0 ? add_gpu(&job->cursor, 1ull) : 0; }
+#define NO_TILE (~0ull)
+
 D_CALL void take_part(u32 base_at, u64 sequence, bool opener) {
   Frame& f = SHARED(Frame, base_at);
   const u32 lane = threadIdx.x & 31;
   Job* job = job_of(sequence);
-  u64 warps = (u64)gridDim.x * (blockDim.x / 32);
-  u64 tag = ~0ull, mine = 0, tiles = 0;
-  for (;;) {
-    if (is_closing()) break;
-    // One tile at a time near the end and for few tiles, up to four for many.
-    u64 at = 0;
-    u32 run = 1;
-    if (lane == 0) {
-      u64 left = tag == ~0ull ? 0 : tiles;
-      u64 seen = left ? load_relaxed_gpu(&job->cursor) & CURSOR_MASK : 0;
-      run = left > seen + 16 * warps ? 4 : 1;
-      at = add_gpu(&job->cursor, run);
-    }
-    at = __shfl_sync(FULL, at, 0);
-    run = __shfl_sync(FULL, run, 0);
-    u64 now_tag = at >> CURSOR_BITS;
-    u64 tile = at & CURSOR_MASK;
-    if (now_tag != tag) {
-      // First time, or the job ended and its place was opened again: then the tile is one of the new item's.
-      if (mine) break;  // cannot happen: an item with our tiles unreported cannot end
-      fence_gpu();
-      tag = now_tag;
-      tiles = job->tiles;
-      if (tile >= tiles) break;
+  const u64* closing_at = &((Engine*)launch.engine)->closing[0];
+  // Two tiles are drawn ahead, so that nobody waits for the counter. What was drawn is done, whatever happens.
+  u64 current = NO_TILE, next = NO_TILE;
+  if (!is_closing()) { current = draw(job, lane); next = draw(job, lane); }
+  u64 at = __shfl_sync(FULL, current, 0);
+  while (at != NO_TILE) {
+    // One round per job: when it ended and its place was opened again, what was drawn is of the new item.
+    const u64 tag = at >> CURSOR_BITS;
+    fence_gpu();  // pairs with the release of the cursor
+    const u64 tiles = job->tiles, shift = job->shift, units = (tiles + (1ull << shift) - 1) >> shift;
+    if ((at & CURSOR_MASK) < units) {
       if (!opener || f.item.sequence != job->sequence || !f.set_up) {
         __syncwarp();
         if (lane == 0) {
@@ -215,46 +242,61 @@ D_CALL void take_part(u32 base_at, u64 sequence, bool opener) {
           f.set_up = 0;
         }
         __syncwarp();
-        if (set_up(base_at)) break;  // cannot happen: the opener checked
+        set_up(base_at);  // cannot refuse: the opener has checked
       }
       if (lane == 0) { f.end = f.item.first + f.item.count; f.fault = NO_FAULT; }
       begin_accumulators(f, lane);
       __syncwarp();
+      const u64 first = f.item.first;
+      u64 mine = 0, lowest = NO_FAULT, closing = 0;
+      do {
+        const u64 unit = at & CURSOR_MASK, to = min((unit + 1) << shift, tiles);
+        const u64 later = closing < launch.generation ? draw(job, lane) : NO_TILE;
+        const u64 found = load_relaxed_gpu(&job->fault);
+        closing = load_relaxed_gpu(closing_at);
+        u64 then = __shfl_sync(FULL, next, 0);
+        then = then >> CURSOR_BITS == tag ? first + ((then & CURSOR_MASK) << shift) * TILE : NO_TILE;
+        for (u64 tile = unit << shift; tile < to; ++tile) {
+          const u64 element = first + tile * TILE;
+          if (lowest >> 20 >= element) run_tile(base_at, element, tile + 1 < to ? element + TILE : then);
+          __syncwarp();
+          ++mine;
+        }
+        lowest = found;
+        closing = __shfl_sync(FULL, closing, 0);
+        if (f.fault != NO_FAULT) {
+          if (lane == 0) min_gpu(&job->fault, f.fault);
+          __syncwarp();
+        }
+        if (opener && units > unit + 1 && closing < launch.generation) invite(sequence, units - unit - 1);
+        current = next;
+        next = later;
+        at = __shfl_sync(FULL, current, 0);
+      } while (at >> CURSOR_BITS == tag && (at & CURSOR_MASK) < units);
+      deliver(base_at, false);
+      fence_sys();  // pairs with the fence of whoever reports last, and so with its record's release
+      u64 before = 0;
+      if (lane == 0) before = add_gpu(&job->done, mine);
+      if (__shfl_sync(FULL, before, 0) + mine == tiles) {
+        fence_sys();
+        deliver_rest(base_at, false);
+        report(f, load_relaxed_gpu(&job->fault), 0);
+      }
     }
-    if (tile >= tiles) break;
-    for (u32 k = 0; k < run && tile + k < tiles; ++k) {
-      u64 element = f.item.first + (tile + k) * TILE;
-      if (load_relaxed_gpu(&job->fault) >> 20 >= element) run_tile(base_at, element);
-      __syncwarp();
-      ++mine;
-    }
-    if (f.fault != NO_FAULT) {
-      if (lane == 0) min_gpu(&job->fault, f.fault);
-      __syncwarp();
-    }
-    if (opener && tiles > tile + run) invite(sequence, tiles - tile - run);
+    // Tiles drawn beyond the last are none.
+    for (u32 k = 0; k < 2; ++k)
+      if (at != NO_TILE && at >> CURSOR_BITS == tag) {
+        current = next;
+        next = NO_TILE;
+        at = __shfl_sync(FULL, current, 0);
+      }
   }
-  if (mine) {
-    deliver(base_at, false);
-    fence_sys();  // pairs with the fence of whoever reports last, and so with its record's release
-    u64 before = 0;
-    if (lane == 0) before = add_gpu(&job->done, mine);
-    before = __shfl_sync(FULL, before, 0);
-    if (before + mine == tiles) {
-      fence_sys();
-      deliver_rest(base_at, false);
-      report(f, load_relaxed_gpu(&job->fault), 0);
-    }
-  }
-  if (opener && lane == 0 && tag == tag_of(sequence)) {
-    u64 at = load_relaxed_gpu(&job->cursor);
-    if (at >> CURSOR_BITS == tag && (at & CURSOR_MASK) < tiles) {
+  if (opener && lane == 0 && job->sequence == sequence) {
+    u64 cursor = load_relaxed_gpu(&job->cursor);
+    if (cursor >> CURSOR_BITS == tag_of(sequence) && (cursor & CURSOR_MASK) << job->shift < job->tiles) {
       u64 i = add_gpu(&((Engine*)launch.engine)->suspended[0], 1ull);
       store_relaxed_gpu((u64*)launch.suspended + i, sequence);
     }
-  } else if (opener && lane == 0 && tag == ~0ull) {  // left before the first tile was taken
-    u64 i = add_gpu(&((Engine*)launch.engine)->suspended[0], 1ull);
-    store_relaxed_gpu((u64*)launch.suspended + i, sequence);
   }
   __syncwarp();
 }
@@ -267,14 +309,17 @@ D_CALL void open_job(u32 base_at, u64 tiles) {
   if (lane == 0) {
     Job* job = job_of(sequence);
     job->done = 0; job->fault = NO_FAULT; job->sequence = sequence; job->first = f.item.first; job->count = f.item.count;
-    job->binding = f.item.binding; job->opcode = f.item.opcode; job->tiles = tiles; job->started = f.item.started;
+    job->binding = f.item.binding; job->opcode = f.item.opcode; job->tiles = tiles;
+    // Many tiles are drawn four at a time: the counter is one word for all.
+    job->shift = tiles > 32ull * gridDim.x * (blockDim.x / 32) ? 2 : 0;
+    job->started = f.item.started;
   }
   __syncwarp();
   fence_gpu();
   // The cursor last: whoever draws a tile from it finds the job written.
   if (lane == 0) store_release_gpu(&job_of(sequence)->cursor, tag_of(sequence) << CURSOR_BITS);
   __syncwarp();
-  invite(sequence, tiles - 1);
+  invite(sequence, (tiles - 1) >> job_of(sequence)->shift);
   take_part(base_at, sequence, true);
 }
 
@@ -301,8 +346,7 @@ D bool run_item(u32 base_at, bool only_quick) {
   const u32 lane = threadIdx.x & 31;
   Frame& f = SHARED(Frame, base_at);
   if (f.item.opcode < PROGRAM_FIRST) {
-    if (lane == 0) control_item(base_at);
-    __syncwarp();
+    control_item(base_at);
     return true;
   }
   if (!f.set_up) {
@@ -314,6 +358,11 @@ D bool run_item(u32 base_at, bool only_quick) {
   }
   u64 first = f.item.first, count = f.item.count, base = f.base, elements = f.elements;
   if (only_quick && !(f.program_flags & PROGRAM_QUICK && count <= TILE)) return false;
+  if (!(f.program_flags & PROGRAM_QUICK && count <= TILE)) {  // what is owed does not wait for something long
+    settle(base_at);
+    if (lane == 0) f.defers = 0;
+    __syncwarp();
+  }
   if (first < base || first % TILE || count > elements || first - base > elements - count) report(f, REFUSED(FAULT_BAD_BINDING), 0);
   else if (count <= TILE) run_alone(base_at);
   else open_job(base_at, (count + TILE - 1) / TILE);

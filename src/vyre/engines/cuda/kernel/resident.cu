@@ -13,6 +13,7 @@ D void leave_broken() {
 
 D void worker(u32 base_at) {
   Engine* e = (Engine*)launch.engine;
+  Frame& f = SHARED(Frame, base_at);
   const u32 lane = threadIdx.x & 31, parity = (u32)(launch.generation & 1);
   const u64 born = now_ns();
   bool late = false;
@@ -23,39 +24,53 @@ D void worker(u32 base_at) {
     late = is_closing();
   }
   late = __shfl_sync(FULL, late, 0);
-  while (!late) {
+  for (;;) {
+    // A warp that comes in while the stay is being left takes what was handed over and nobody drew; the poller waits
+    // for that. It never waits itself: beyond `handed` there is nothing, and maybe no poller either.
     u64 ticket = 0;
-    if (lane == 0) ticket = add_gpu(&e->head[0], 1ull);
+    bool none = false;
+    if (lane == 0) {
+      none = late && load_relaxed_gpu(&e->head[0]) >= load_relaxed_gpu(&e->handed[0]);
+      if (!none) ticket = add_gpu(&e->head[0], 1ull);
+      none = none || (late && ticket >= load_relaxed_gpu(&e->handed[0]));
+    }
+    if (__shfl_sync(FULL, (u32)none, 0)) break;
     ticket = __shfl_sync(FULL, ticket, 0);
-    u64 entry, lap = ((ticket >> launch.handed_log2) + 1) & 0xFFFF;
+    const u64 lap = ((ticket >> launch.handed_log2) + 1) & 0xFFFF;
+    const u64* place = handed_at(ticket);
+    u64 entry = __shfl_sync(FULL, load_relaxed_gpu(place), 0);
+    if ((entry & 0xFFFF) != lap || f.owed_count == OWED) settle(base_at);
     u32 pause = 32, polls = 0;
     bool lost = false;
-    for (;;) {
-      entry = load_relaxed_gpu(handed_at(ticket));
-      entry = __shfl_sync(FULL, entry, 0);
-      if ((entry & 0xFFFF) == lap) break;
+    while ((entry & 0xFFFF) != lap) {
       __nanosleep(pause);
       pause = pause < 512 ? pause * 2 : 512;
+      entry = __shfl_sync(FULL, load_relaxed_gpu(place), 0);
       if ((++polls & 255) == 0 && __shfl_sync(FULL, (u32)(now_ns() - born > launch.hard_ns), 0)) { lost = true; break; }
     }
     if (lost) { if (lane == 0) leave_broken(); break; }
-    fence_gpu();  // pairs with the fence before the entry was written
+    // Again with acquire, which pairs with the fence before the entry was written: code and bindings are in place.
+    entry = __shfl_sync(FULL, load_acquire_gpu(place), 0);
     u32 kind = (u32)(entry >> 16) & 3;
     u64 payload = entry >> 18;
     if (kind == HANDED_LEAVE) break;
     if (kind == HANDED_ITEM) {
       u64 slot = launch.slots + SLOT_BYTES * (payload & ((1ull << launch.capacity_log2) - 1));
       uint4 words = make_uint4(0, 0, 0, 0);
-      if (lane < 4) words = load_relaxed_sys((const uint4*)slot + lane);
-      fence_sys();  // the one acquire of this item: its streams and tables were written before it was published
-      if (lane == 0) SHARED(Frame, base_at).set_up = 0;
+      // The one acquire of this item: its streams and tables were written before it was published.
+      if (lane < 4) words = load_acquire_sys((const uint4*)slot + lane);
+      if (lane == 0) { f.set_up = 0; f.defers = 1; }
       __syncwarp();
       take_item(base_at, payload, words, now_ns());
       run_item(base_at, false);
     } else {
+      settle(base_at);
+      if (lane == 0) f.defers = 0;
+      __syncwarp();
       take_part(base_at, payload, kind == HANDED_RESUME);
     }
   }
+  settle(base_at);
   __syncwarp();
   if (lane == 0) { fence_sys(); add_gpu(&e->gone[parity], 1ull); }
 }
@@ -163,7 +178,8 @@ D void poller(u32 base_at) {
         worked = now;
       } else if (at_fence && load_relaxed_gpu(&e->done[0]) == next) {
         fence_sys();  // pairs with the fences before the counts: everything earlier is visible before what follows
-        if (lane == 0) { write_record(next, OPCODE_BATCH_FENCE, NO_FAULT, 0, now); count_done(1); }
+        write_record(next, OPCODE_BATCH_FENCE, NO_FAULT, 0, now);
+        if (lane == 0) count_done(1);
         ++next;
         ++fences;
         worked = now;
@@ -185,10 +201,10 @@ D void poller(u32 base_at) {
     u64 started = load_relaxed_gpu(&e->started[parity]);
     gone = __shfl_sync(FULL, gone, 0);
     started = __shfl_sync(FULL, started, 0);
-    if (gone == started) break;
     u64 head = load_relaxed_gpu(&e->head[0]), handed = load_relaxed_gpu(&e->handed[0]);
     head = __shfl_sync(FULL, head, 0);
     handed = __shfl_sync(FULL, handed, 0);
+    if (gone == started && head >= handed) break;  // all who came in are out, and all that was handed over was drawn
     // Openers may still invite: `handed` moves, and what they fill is as good as a mark.
     u64 from = first_time || handed > marked ? handed : marked;
     first_time = false;
@@ -216,10 +232,13 @@ D void poller(u32 base_at) {
 }
 
 extern "C" __global__ void __launch_bounds__(128, BLOCKS_PER_SM) vyre_resident(const __grid_constant__ Launch argument) {
-  for (u32 i = threadIdx.x; i < sizeof(Launch) / 8; i += blockDim.x) SHARED(u64, 8 * i) = ((const u64*)&argument)[i];
+  for (u32 i = threadIdx.x; i < sizeof(Launch) / 8; i += blockDim.x) ((u64*)shared_bytes)[i] = ((const u64*)&argument)[i];
   __syncthreads();
-  u32 base_at = LAUNCH_BYTES + launch.shared_bytes * WARP_ID;
-  if ((threadIdx.x & 31) == 0) { SHARED(Frame, base_at).set_up = 0; SHARED(Frame, base_at).item.opcode = 0; }
+  u32 base_at = shared_address() + LAUNCH_BYTES + launch.shared_bytes * WARP_ID;
+  if ((threadIdx.x & 31) == 0) {
+    Frame& f = SHARED(Frame, base_at);
+    f.set_up = 0; f.item.opcode = 0; f.owed_count = 0; f.defers = 0;
+  }
   __syncwarp();
   if (blockIdx.x == 0 && WARP_ID == 0) poller(base_at);
   else worker(base_at);

@@ -47,7 +47,7 @@ D_CALL u32 set_up(u32 base_at) {
     f.code_at = code_at; f.slot_at = slot_at; f.io_at = io_at; f.stack_at = stack_at; f.lane_at = lane_at;
     f.kept_at = kept_at; f.plane_at = at;
     f.width = width; f.page = 0; f.record_count = records; f.fuel = p->fuel; f.fuel_plane = p->fuel_plane;
-    f.io = io; f.tables = p->tables; f.accumulators = accumulators; f.emits = emits; f.float_sums = p->float_sums;
+    f.inputs = p->flags >> 8; f.io = io; f.tables = p->tables; f.accumulators = accumulators; f.emits = emits; f.float_sums = p->float_sums;
     f.slots = slots; f.constant_slots = p->constant_slots; f.tiles = b->tiles; f.program_flags = p->flags;
   }
   const u64* parameters = (const u64*)(operands + 16ull * (io + p->tables + emits + accumulators));
@@ -58,9 +58,16 @@ D_CALL u32 set_up(u32 base_at) {
       v = parameters[low(v)];
       if (!wide) v = join(low(v), low(v));
     }
-    SHARED(uint4, slot_at + 16 * i) = make_uint4(low(v), high(v), low(v), high(v));
+    put128(slot_at + 16 * i, make_uint4(low(v), high(v), low(v), high(v)));
   }
-  for (u32 i = lane; i < min(io, (u32)IO_IN_SHARED); i += 32) SHARED(uint4, io_at + 16 * i) = ((const uint4*)operands)[i];
+  bool aligned = io <= IO_IN_SHARED;
+  if (lane < min(io, (u32)IO_IN_SHARED)) {
+    uint4 d = ((const uint4*)operands)[lane];
+    put128(io_at + 16 * lane, d);
+    aligned = d.z != 0;
+  }
+  aligned = __all_sync(FULL, aligned);
+  if (lane == 0) f.aligned = aligned;
   load_page(f, base_at, 0, lane);
   return 0;
 }
@@ -69,7 +76,7 @@ D_CALL u32 set_up(u32 base_at) {
 D void begin_accumulators(Frame& f, u32 lane) {
   for (u32 i = 0; i < f.accumulators; ++i) {
     uint4 d = ((const uint4*)f.acc)[i];
-    SHARED(u64, f.lane_at + 256 * i + 8 * lane) = join(d.z, d.w);
+    put64(f.lane_at + 256 * i + 8 * lane, join(d.z, d.w));
   }
 }
 
@@ -79,11 +86,11 @@ D_CALL void write_emits(u32 base_at, u64 tile, u32 lane) {
   const u32 width = f.width, half = width * 16;
   const uint2* emit = (const uint2*)(f.acc + 16ull * f.accumulators);
   for (u32 i = 0; i < f.emits; ++i) {
-    u32 kept = SHARED(u32, f.kept_at + i * KEPT_BYTES + lane * 4);
+    u32 kept = get32(f.kept_at + i * KEPT_BYTES + lane * 4);
     uint2 e = emit[i];
     Operand o = operand_of(f, f.io + f.tables + i);
     bool wide = e.y == MEM_I64 || e.y == MEM_U64 || e.y == MEM_F64;
-    u32& count = SHARED(u32, f.kept_at + i * KEPT_BYTES + 128);
+    const u32 count_at = f.kept_at + i * KEPT_BYTES + 128, count = get32(count_at);
     u64 at = (tile - f.base) + count;
     u32 below = (1u << lane) - 1, total = 0;
     for (u32 h = 0; h < 2; ++h) {
@@ -96,7 +103,7 @@ D_CALL void write_emits(u32 base_at, u64 tile, u32 lane) {
       u32 from = f.plane_at + e.x * 2 * half + (lane & (width - 1)) * 16;
       for (u32 j = 0; j < 4; ++j)
         if (mine >> j & 1) {
-          u64 v = wide ? SHARED(u64, place64(from, half, 4 * h + j)) : SHARED(u32, place32(from, half, 4 * h + j));
+          u64 v = wide ? get64(place64(from, half, 4 * h + j)) : get32(place32(from, half, 4 * h + j));
           store_narrow(o.address, at + before, e.y, low(v), high(v));
           ++before;
         }
@@ -104,7 +111,7 @@ D_CALL void write_emits(u32 base_at, u64 tile, u32 lane) {
       total += all;
     }
     __syncwarp();
-    if (lane == 0) count += total;
+    if (lane == 0) put32(count_at, count + total);
     __syncwarp();
   }
 }
@@ -121,7 +128,7 @@ D_CALL void add_partials(u32 base_at, u32 from, u32 lane) {  // from: elements o
     if (lane < width)
       for (u32 j = 0; j < 8; ++j) {
         u32 in_pass = (j < 4 ? 0 : 4 * width) + lane * 4 + (j & 3), k = from + in_pass;
-        u64 v = SHARED(u64, place64(f.plane_at + d.y * 2 * half + lane * 16, half, j));
+        u64 v = get64(place64(f.plane_at + d.y * 2 * half + lane * 16, half, j));
         u64* x = heap + (k & (TILE / 2 - 1));
         *x = k < TILE / 2 ? v : bits(__dadd_rn(as_f64(*x), as_f64(v)));
       }
@@ -152,24 +159,27 @@ D_CALL void fold_tile(u32 base_at, u64 tile, u32 done, u32 lane) {  // done: ele
 }
 
 // Elements [tile, tile + 1024) of the item that the warp is set up for.
-D_CALL void run_tile(u32 base_at, u64 tile) {
+// `ahead` is where the warp goes on afterwards, ~0 when it does not know.
+D_CALL void run_tile(u32 base_at, u64 tile, u64 ahead) {
   Frame& f = SHARED(Frame, base_at);
   const u32 lane = threadIdx.x & 31, width = f.width, half = width * 16, step = 8 * width;
   const uint4* acc = (const uint4*)f.acc;
   u64 end = f.end;
   u32 count = (u32)(end - tile < TILE ? end - tile : TILE);
-  for (u32 i = lane; i < f.emits; i += 32) SHARED(u32, f.kept_at + i * KEPT_BYTES + 128) = 0;
+  for (u32 i = lane; i < f.emits; i += 32) put32(f.kept_at + i * KEPT_BYTES + 128, 0);
+  const bool has_sums = f.float_sums != 0, has_emits = f.emits != 0, has_loops = f.fuel_plane != NO_PLANE;
   u32 from = 0;
   for (; from < count; from += step) {
-    __syncwarp();
     if (f.fault >> 20 < tile + from) break;  // a lower element has trapped: what follows cannot matter
-    if (lane == 0) { f.pass = tile + from; if (f.fuel_plane != NO_PLANE) f.deadline = now_ns() + TILE_NS; }
+    u64 then = from + step < count ? tile + from + step : ahead;
+    if (then < end) fetch_ahead(f, then, lane);
+    if (lane == 0) { f.pass = tile + from; if (has_loops) f.deadline = now_ns() + TILE_NS; }
     if (lane < width) {
-      if (f.fuel_plane != NO_PLANE) {
+      if (has_loops) {
         u32 zero[8] = {0, 0, 0, 0, 0, 0, 0, 0};
         write8(zero, f.plane_at + f.fuel_plane * 2 * half + lane * 16, half);
       }
-      if (f.float_sums)
+      if (has_sums)
         for (u32 i = 0; i < f.accumulators; ++i) {
           uint4 d = acc[i];
           if (d.x != ACC_FLOAT_SUM) continue;
@@ -177,14 +187,14 @@ D_CALL void run_tile(u32 base_at, u64 tile) {
           write8(absent, f.plane_at + d.y * 2 * half + lane * 16, half);
         }
     }
-    for (u32 i = 0; i < f.emits; ++i) SHARED(u32, f.kept_at + i * KEPT_BYTES + lane * 4) = 0;
+    if (has_emits) for (u32 i = 0; i < f.emits; ++i) put32(f.kept_at + i * KEPT_BYTES + lane * 4, 0);
     __syncwarp();
     interpret(base_at);
     __syncwarp();
-    if (f.emits) write_emits(base_at, tile, lane);
-    if (f.float_sums) add_partials(base_at, from, lane);
+    if (has_emits) write_emits(base_at, tile, lane);
+    if (has_sums) add_partials(base_at, from, lane);
   }
   if (f.float_sums && f.fault == NO_FAULT) fold_tile(base_at, tile, from < TILE / 2 ? from : TILE / 2, lane);
   for (u32 i = lane; i < f.emits; i += 32)
-    ((u32*)f.emit_counts)[(u64)i * f.tiles + (tile - f.base) / TILE] = SHARED(u32, f.kept_at + i * KEPT_BYTES + 128);
+    ((u32*)f.emit_counts)[(u64)i * f.tiles + (tile - f.base) / TILE] = get32(f.kept_at + i * KEPT_BYTES + 128);
 }
