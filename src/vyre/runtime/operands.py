@@ -126,14 +126,18 @@ def as_output(stream: Stream, value: object, count: int) -> NDArray[Any]:
     return value
 
 
-def check_overlap(out: NDArray[Any], name: str, others: Mapping[str, NDArray[Any]]) -> None:
-    """An output may be exactly an input's memory, element for element, but not lie across one."""
+def check_overlap(out: NDArray[Any], name: str, others: Mapping[str, NDArray[Any]], *, in_place: bool = True) -> None:
+    """An output may be exactly an input's memory, element for element, but not lie across one.
+
+    Args:
+        in_place: False where not even that is allowed: outputs among themselves, and tables.
+    """
     for other, a in others.items():
         if np.may_share_memory(out, a):
             same = out.ctypes.data == a.ctypes.data and out.itemsize == a.itemsize
-            if not same:
+            if not same or not in_place:
                 raise BindError(
-                    f"out for {name} overlaps {other} without being the same elements",
+                    f"out for {name} overlaps {other}" + (" without being the same elements" if in_place else ""),
                     fix="write to memory of its own, or in place over an input of the same size of element",
                 )
 
@@ -150,7 +154,9 @@ def count_of(program: Program, arrays: Sequence[NDArray[Any]], elements: int | N
                 f"program {program.name} has no inputs, so it does not know how many elements to run over",
                 fix="pass elements=N",
             )
-        return elements
+        if isinstance(elements, bool) or not isinstance(elements, (int, np.integer)) or elements < 0:
+            raise BindError(f"elements={elements!r}: it must be an integer of at least 0")
+        return int(elements)
     count = int(arrays[0].size)
     for stream, a in zip(program.inputs[1:], arrays[1:], strict=True):
         if a.size != count:
@@ -215,8 +221,10 @@ def _float_bits(param: Param, value: float) -> int:
 
 def _array_of(role: str, name: str, value: object, want: MemType) -> NDArray[Any]:
     """An array from whatever carries one."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise BindError(f"{role} {name} is a masked array, whose mask no program sees", fix=f"{name}.filled(value)")
     if isinstance(value, np.ndarray):
-        return value
+        return value.view(np.ndarray)
     if hasattr(value, "__cuda_array_interface__"):
         raise BindError(
             f"{role} {name} lies in device memory, which this engine cannot read",
@@ -265,12 +273,12 @@ def _small(role: str, name: str, value: Any, want: MemType) -> NDArray[Any]:
     if a.dtype == object or a.dtype.kind not in "biuf":
         raise BindError(f"{role} {name} holds {a.dtype} values, not numbers that {want.name} could hold")
     to = numpy_dtype(want)
+    if a.dtype.kind == "b" and want is not MemType.bool:
+        raise BindError(f"{role} {name} is {want.name} and was given bools", fix="pass numbers")
     if want in _INTEGERS:
         low, high = _INTEGERS[want]
         if a.dtype.kind == "f":
             raise BindError(f"{role} {name} is {want.name} and was given floats", fix="pass integers")
-        if a.dtype.kind == "b":
-            raise BindError(f"{role} {name} is {want.name} and was given bools", fix="pass integers")
         if int(a.min()) < low or int(a.max()) > high:
             raise BindError(
                 f"{role} {name}: {int(a.min())} to {int(a.max())} does not fit {want.name} ({low} to {high})"
@@ -280,7 +288,10 @@ def _small(role: str, name: str, value: Any, want: MemType) -> NDArray[Any]:
     elif want is MemType.bf16:
         raise BindError(f"{role} {name} is bf16, which lists cannot give", fix="pass an array of dtype bfloat16")
     with np.errstate(over="ignore"):
-        return np.ascontiguousarray(a.astype(to))
+        b = np.ascontiguousarray(a.astype(to))
+    if to.kind == "f" and not np.array_equal(np.isfinite(a), np.isfinite(b)):
+        raise BindError(f"{role} {name} holds a finite value that would overflow {want.name}")
+    return b
 
 
 def _retyped(role: str, name: str, a: NDArray[Any], want: MemType) -> NDArray[Any]:

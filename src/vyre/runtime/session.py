@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
@@ -20,6 +20,8 @@ from vyre.engines.base import FileRange, ItemResult, Operands
 from vyre.errors import BindError, Fault, RingFull, SessionClosed, WaitTimeout
 from vyre.program.opcodes import Access, FaultCode
 from vyre.program.verifier import Verified
+from vyre.ring.layout import Priority
+from vyre.runtime import batches
 from vyre.runtime.operands import as_input, as_output, as_param, as_table, check_overlap, count_of, on_device
 from vyre.runtime.programs import ProgramLike, verified_of
 from vyre.runtime.result import Facts, Result
@@ -28,6 +30,8 @@ from vyre.stream.formats import Column, numpy_dtype
 from vyre.stream.source import Source
 
 if TYPE_CHECKING:
+    from vyre.geometry import DispatchConfig
+    from vyre.runtime.dispatch import Batch
     from vyre.runtime.streaming import Stream
 
 EngineName = Literal["auto", "cpu", "cuda", "null", "reference"]
@@ -254,11 +258,13 @@ class Session:
         if out is None:
             outputs: list[NDArray[Any]] = [np.empty(count, dtype) for dtype in loaded._dtypes]
         else:
-            outputs = self._outputs(loaded, out, count, arrays)
+            outputs = self._outputs(loaded, out, count, arrays, tables)
         emits = [np.empty(count, numpy_dtype(s.dtype)) for s in program.emits] if program.emits else []
         return Operands(0, count, list(arrays), outputs, emits, tables, params), shape
 
-    def _outputs(self, loaded: Loaded, out: Any, count: int, arrays: list[NDArray[Any]]) -> list[NDArray[Any]]:
+    def _outputs(
+        self, loaded: Loaded, out: Any, count: int, arrays: list[NDArray[Any]], tables: list[NDArray[Any]]
+    ) -> list[NDArray[Any]]:
         program = loaded.program
         if not isinstance(out, Mapping):
             if len(program.outputs) != 1:
@@ -272,6 +278,7 @@ class Session:
             if name not in [s.name for s in program.outputs]:
                 raise BindError(f"out names {name!r}, which is no output of program {program.name}")
         others = dict(zip((s.name for s in program.inputs), arrays, strict=True))
+        written = {f"table {t.name}": a for t, a in zip(program.tables, tables, strict=True)}
         outputs: list[Any] = []
         for stream, dtype in zip(program.outputs, loaded._dtypes, strict=True):
             a: Any
@@ -282,7 +289,8 @@ class Session:
             elif stream.name in out:
                 a = as_output(stream, out[stream.name], count)
                 check_overlap(a, stream.name, others)
-                others[f"out for {stream.name}"] = a
+                check_overlap(a, stream.name, written, in_place=False)
+                written[f"out for {stream.name}"] = a
             else:
                 a = np.empty(count, dtype)
             outputs.append(a)
@@ -516,6 +524,74 @@ class Session:
         from vyre.runtime.streaming import Stream
 
         return Stream(self, loaded, named, chunk, io or self.io, progress, source)
+
+    # --- slots by hand, and finite dispatch ---------------------------------------------------------------------
+
+    def publish(
+        self,
+        opcode: int,
+        args: Sequence[int] | NDArray[Any] = (),
+        *,
+        priority: int = Priority.NORMAL,
+        timeout_s: float | None = None,
+    ) -> int:
+        """Hand one slot to the engine and return its sequence. Most callers want ``run`` or ``submit``.
+
+        Args:
+            opcode: a control item, an installed handler or a loaded program.
+            args: up to 12 words of u32; the others are zero.
+            timeout_s: seconds to wait for a free slot; None waits until close().
+        Raises:
+            RingFull: no slot became free in time. Nothing was published.
+            ProgramError: the opcode is reserved or has no handler. Nothing was published.
+            BindError: more than 12 words, or one that does not fit.
+        """
+        return batches.submit(self, batches.slot_of(opcode, args, priority), timeout_s)
+
+    def publish_nowait(
+        self, opcode: int, args: Sequence[int] | NDArray[Any] = (), *, priority: int = Priority.NORMAL
+    ) -> int | None:
+        """``publish`` that gives None instead of waiting when the ring is full, which the ring counts."""
+        engine = batches.ring_engine(self)
+        return engine.submit(engine.ring, batches.slot_of(opcode, args, priority), wake=1)
+
+    def submit_batch(self, items: NDArray[Any], *, timeout_s: float | None = None) -> int:
+        """Publish u32[n, 16], all or none; status word and lap are filled in. Returns the first sequence.
+
+        Raises:
+            As for ``publish``; then no slot was published and no byte of the ring changed.
+        """
+        return batches.submit(self, batches.slots_of(items), timeout_s)
+
+    def completions(self, first: int, n: int, *, timeout_s: float | None = None) -> NDArray[np.void]:
+        """Wait for n items published by hand and read their records (RECORD_DTYPE), which frees their slots.
+
+        Read each once. A record is there only when everything its item wrote is.
+
+        Raises:
+            WaitTimeout: they were not all complete; nothing was read.
+        """
+        return batches.completions(self, first, n, timeout_s)
+
+    def dispatch(self, batch: Batch, config: DispatchConfig | None = None, *, on_fault: OnFault = "raise") -> Any:
+        """Run exactly these items on workgroups of their own that leave when nothing is left.
+
+        Any geometry covers every item, because workgroups loop over tickets.
+
+        Args:
+            batch: (program, {name: value}) pairs or what ``bind`` gave; or slots, u32[n, 16].
+            config: grid and timeout, from ``vyre.geometry``; None takes the standard geometry for so many items. Items
+                that have not begun when its timeout is over end in FAULT.
+        Returns:
+            A list of Results in the order of the batch; for slots their records.
+        Raises:
+            ProgramFault: an item trapped (unless on_fault is "report"); the others ran all the same.
+        """
+        from vyre.runtime.dispatch import dispatch
+
+        if self.engine.closed:
+            raise self._closed_error()
+        return dispatch(self, batch, config, on_fault)
 
     # --- items --------------------------------------------------------------------------------------------------
 

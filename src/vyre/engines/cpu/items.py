@@ -18,7 +18,7 @@ from vyre.engines.cpu.engine import FILE, MEMORY, WAIT_SLICE_NS, BindingBlock, C
 from vyre.errors import Fault
 from vyre.program.ir import Program
 from vyre.program.opcodes import FAULT_REASONS, FaultCode, MemType
-from vyre.ring.layout import NO_ELEMENT, NO_PC, SEQUENCE_NONE, SLOT_WORDS, Priority, Status
+from vyre.ring.layout import NO_ELEMENT, NO_PC, SEQUENCE_NONE, SLOT_DTYPE, SLOT_WORDS, Priority, Status
 from vyre.ring.memory import Ring
 
 _DTYPES: Final[dict[MemType, np.dtype[Any]]] = {
@@ -173,6 +173,19 @@ class CpuItem:
     def result(self) -> ItemResult:
         assert self.sequence is not None, "result before start"
         self.engine.natives.take(self._frame_address)
+        return self.collected()
+
+    def prepared(self) -> NDArray[np.void]:
+        """The slot, for a caller who publishes it himself."""
+        if self._block.bins:
+            self._block.clear_bins()
+        return np.frombuffer(self._slot, SLOT_DTYPE)
+
+    def collected_from(self, record: np.void) -> ItemResult:
+        """The result, from a record that the caller read himself."""
+        mine = self._record  # native code knows its address
+        for i, word in enumerate(array("Q", record.tobytes())):
+            mine[i] = word
         return self.collected()
 
     def collected(self) -> ItemResult:

@@ -1,0 +1,118 @@
+"""Finite dispatch: the same interpreter, launched for exactly these items, leaving when nothing is left (decision 31).
+
+Owns: what a batch may be, and joining of its records and results. Leaves to others: geometry (vyre.geometry), workgroups
+(engines), what may be bound (session).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vyre.engines.cpu.cores import available_cores
+from vyre.errors import BindError
+from vyre.geometry import DispatchConfig, MegakernelLaunchGeometry
+from vyre.runtime.batches import slots_of
+from vyre.runtime.result import Facts, Result
+
+if TYPE_CHECKING:
+    from vyre.runtime.session import Bound, OnFault, Session
+
+Batch: TypeAlias = "Sequence[Bound] | Sequence[tuple[Any, dict[str, Any]]] | NDArray[Any]"
+WIDTH_MAX = 256
+"""Lanes of a group when no config says so: what the seed's planner is given for a device of unknown limits."""
+
+
+def geometry_for(items: int) -> DispatchConfig:
+    """The standard geometry for so many items on the cores that this process may use."""
+    return MegakernelLaunchGeometry.from_item_count(items, available_cores(), WIDTH_MAX).dispatch_config()
+
+
+def dispatch(session: Session, batch: Batch, config: DispatchConfig | None, on_fault: OnFault) -> Any:
+    """See ``Session.dispatch``."""
+    if isinstance(batch, np.ndarray):
+        return _records(session, slots_of(batch), config)
+    bound, mine = _bound(session, batch)
+    try:
+        return _results(session, bound, config or geometry_for(len(bound)), on_fault)
+    finally:
+        for one in mine:
+            one.close()
+
+
+def _bound(session: Session, batch: Sequence[Any]) -> tuple[list[Bound], list[Bound]]:
+    """The batch as bound programs, and those of them that were bound here."""
+    from vyre.runtime.session import Bound
+
+    bound: list[Bound] = []
+    mine: list[Bound] = []
+    try:
+        for i, entry in enumerate(batch):
+            if isinstance(entry, Bound):
+                if entry.session is not session:
+                    raise BindError(f"item {i} of the batch is bound in another session")
+                if any(entry is other for other in bound):
+                    raise BindError(f"item {i} of the batch is there twice", fix="bind the operands twice")
+                bound.append(entry)
+                continue
+            try:
+                program, operands = entry
+            except (TypeError, ValueError):
+                raise BindError(
+                    f"item {i} of the batch is a {type(entry).__name__}",
+                    fix="pass (program, {name: value}), what session.bind gave, or an array of slots",
+                ) from None
+            one = session.bind(program, operands)
+            mine.append(one)
+            bound.append(one)
+    except BaseException:
+        for one in mine:
+            one.close()
+        raise
+    return bound, mine
+
+
+def _groups(config: DispatchConfig) -> int:
+    x, y, z = config.grid_override
+    return max(1, x) * max(1, y) * max(1, z)
+
+
+def _results(session: Session, bound: list[Bound], config: DispatchConfig, on_fault: OnFault) -> list[Result]:
+    from vyre.engines.cpu.engine import CpuEngine
+    from vyre.engines.cpu.items import CpuItem
+
+    engine: Any = session.engine
+    began = time.perf_counter()
+    raws = []
+    if isinstance(engine, CpuEngine):
+        items: list[CpuItem] = [one._item for one in bound]
+        slots = np.concatenate([item.prepared() for item in items]) if items else slots_of(b"")
+        for item, record in zip(
+            items, engine.dispatch(slots, _groups(config), timeout_s=config.timeout_s, owners=items), strict=True
+        ):
+            raws.append(item.collected_from(record))
+    else:  # an engine without a ring of its own for it: one item after the other is all of a geometry's items too
+        raws = [session._execute(one._item, config.timeout_s) for one in bound]
+    seconds = time.perf_counter() - began
+    results = []
+    for one, raw in zip(bound, raws, strict=True):
+        operands = one._item.operands
+        if raw.fault is not None:
+            raw = session._fault(raw, one._loaded, operands, on_fault)
+        facts: Facts = (engine.name, operands.count, operands.count * one._loaded._bytes, seconds, [])
+        results.append(Result(one._loaded.program, raw, facts, one._shape))
+    return results
+
+
+def _records(session: Session, slots: NDArray[np.void], config: DispatchConfig | None) -> NDArray[np.void]:
+    from vyre.engines.cpu.engine import CpuEngine
+
+    engine = session.engine
+    if not isinstance(engine, CpuEngine):
+        raise BindError(f"engine {engine.name} takes no slots, only programs with operands")
+    config = config or geometry_for(len(slots))
+    return engine.dispatch(slots, _groups(config), timeout_s=config.timeout_s)
