@@ -103,6 +103,7 @@ class Device:
 
     def pinned(self, size: int) -> tuple[int, int]:
         """Zeroed pinned memory that the device sees: (host address, device address)."""
+        self.enter()
         flags = 0x1 | 0x2  # portable, device map
         host = int(self.call(f"pin {size:,} bytes", self.cu.cuMemHostAlloc(size, flags)))
         ctypes.memset(host, 0, size)
@@ -113,6 +114,7 @@ class Device:
 
     def memory(self, size: int) -> int:
         """Zeroed device memory."""
+        self.enter()
         address = int(self.call(f"allocate {size:,} bytes", self.cu.cuMemAlloc(size)))
         self.call("clear memory", self.cu.cuMemsetD8Async(address, 0, size, self.copies))
         self.call("clear memory", self.cu.cuStreamSynchronize(self.copies))
@@ -122,15 +124,18 @@ class Device:
         self.cu.cuMemFree(address)
 
     def to_device(self, address: int, host: int, size: int) -> None:
+        self.enter()
         self.call("copy to the device", self.cu.cuMemcpyHtoDAsync(address, host, size, self.copies))
         self.call("copy to the device", self.cu.cuStreamSynchronize(self.copies))
 
     def to_host(self, host: int, address: int, size: int) -> None:
+        self.enter()
         self.call("copy to the host", self.cu.cuMemcpyDtoHAsync(host, address, size, self.copies))
         self.call("copy to the host", self.cu.cuStreamSynchronize(self.copies))
 
     def wait_for(self, stream: int) -> None:
         """Wait until what another library has put on its stream is done (decision 30)."""
+        self.enter()
         self.call("wait for a stream", self.cu.cuStreamSynchronize(stream))
 
     # --- the kernel -----------------------------------------------------------------------------------------------

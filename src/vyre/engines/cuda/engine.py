@@ -160,6 +160,13 @@ class CudaEngine:
                 f"{self._shared_of_warp:,}: {image.planes} planes and {len(program.accumulators)} accumulators",
                 fix="use fewer accumulators or emits in one program, or engine='cpu'",
             )
+        with self.residency.lock:
+            opcode = self._place(program, image)
+        if image.heap_bytes:
+            self.residency.need_heap(image.heap_bytes)
+        return opcode
+
+    def _place(self, program: Program, image: Image) -> int:
         if self._free_opcodes:
             number = self._free_opcodes.pop()
         else:
@@ -172,8 +179,6 @@ class CudaEngine:
         unit = self.arena.place(struct.pack("<II", abi.MAGIC_PROGRAM, PROGRAM_FIRST + number) + image.data[8:])
         self.arena.write(4 * number, struct.pack("<I", unit))
         self._programs[PROGRAM_FIRST + number] = _Resident(program, image, unit)
-        if image.heap_bytes:
-            self.residency.need_heap(image.heap_bytes)
         return PROGRAM_FIRST + number
 
     def load_many(self, programs: Sequence[Verified]) -> list[int]:
@@ -182,12 +187,13 @@ class CudaEngine:
 
     def unload(self, opcode: int) -> None:
         """Forget a program. No slot that names it may be unfinished."""
-        resident = self._programs.pop(opcode, None)
-        if resident is None or self.closed:
-            return
-        self.arena.write(4 * (opcode - PROGRAM_FIRST), bytes(4))
-        self.arena.release(resident.unit)
-        self._free_opcodes.append(opcode - PROGRAM_FIRST)
+        with self.residency.lock:
+            resident = self._programs.pop(opcode, None)
+            if resident is None or self.closed:
+                return
+            self.arena.write(4 * (opcode - PROGRAM_FIRST), bytes(4))
+            self.arena.release(resident.unit)
+            self._free_opcodes.append(opcode - PROGRAM_FIRST)
 
     # --- bindings -------------------------------------------------------------------------------------------------
 
@@ -220,6 +226,19 @@ class CudaEngine:
         Raises:
             ArenaFull: no room. BindError: an array does not fit.
         """
+        with self.residency.lock:
+            return self._bind(opcode, inputs, tables, params, outputs, count, base)
+
+    def _bind(
+        self,
+        opcode: int,
+        inputs: Sequence[Any],
+        tables: Sequence[Any],
+        params: Sequence[int],
+        outputs: Sequence[Any] | None,
+        count: int | None,
+        base: int,
+    ) -> Binding:
         self._check_open()
         resident = self._programs[opcode]
         program = resident.program
@@ -261,7 +280,11 @@ class CudaEngine:
             else:
                 owners.append(value)
                 staged.append(None)
-            near = abi.IN_DEVICE_MEMORY if address is not None and not isinstance(value, np.ndarray) and staged[-1] is None else 0
+            near = (
+                abi.IN_DEVICE_MEMORY
+                if address is not None and not isinstance(value, np.ndarray) and staged[-1] is None
+                else 0
+            )
             operands.append((address, int(address % 16 == 0), int(stream.dtype) | near))
         for i, stream in enumerate(program.outputs):
             kind = NUMPY[stream.dtype]
@@ -374,16 +397,17 @@ class CudaEngine:
 
     def unbind(self, binding: Binding) -> None:
         """Forget a binding. No slot that names it may be unfinished."""
-        if self.closed or binding.number < 0:
-            return
-        self.arena.release(binding.number)
-        binding.number = -1
-        if binding.opcode in self._programs:
-            self._programs[binding.opcode].bindings -= 1
-        for pool, address in binding.pieces:
-            pool.put(address)
-        binding.pieces.clear()
-        binding.owners.clear()
+        with self.residency.lock:
+            if self.closed or binding.number < 0:
+                return
+            self.arena.release(binding.number)
+            binding.number = -1
+            if binding.opcode in self._programs:
+                self._programs[binding.opcode].bindings -= 1
+            for pool, address in binding.pieces:
+                pool.put(address)
+            binding.pieces.clear()
+            binding.owners.clear()
 
     # --- items ----------------------------------------------------------------------------------------------------
 

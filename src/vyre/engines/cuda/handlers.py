@@ -70,7 +70,8 @@ _POPULAR: Final = tuple(
     name
     for name in (op.name for op in NUMERIC)
     if name in {f"{t}.{verb}" for t in ("f32", "f64") for verb in ("add", "sub", "mul", "fma", "lt", "gt")}
-    or name in ("f32.div", "f32.min", "f32.max", "i32.add", "i32.sub", "i32.mul", "i32.and", "i64.add", "f64.promote_f32")
+    or name
+    in ("f32.div", "f32.min", "f32.max", "i32.add", "i32.sub", "i32.mul", "i32.and", "i64.add", "f64.promote_f32")
 )
 _STREAMS: Final = ("STREAM_LOAD32", "STREAM_LOAD64", "STREAM_STORE32", "STREAM_STORE64")
 _PLAIN: Final = tuple(op.name.replace(".", "_") for op in NUMERIC if op.name not in HEAVY)
@@ -92,7 +93,9 @@ assert max(HOT.values()) <= 255, "a short cut is a byte"
 def hot_cases() -> str:
     """C text: the short cuts, for the first switch of kernel/interpret.cuh."""
     ops = {op.name: op for op in NUMERIC}
-    lines = [_line(op, "HOT_", "", HOT[HANDLERS[op.name.replace(".", "_")], 0]) for op in NUMERIC if op.name not in HEAVY]
+    lines = [
+        _line(op, "HOT_", "", HOT[HANDLERS[op.name.replace(".", "_")], 0]) for op in NUMERIC if op.name not in HEAVY
+    ]
     for name in _POPULAR:
         for form in (1, 2, 3):
             lines.append(_line(ops[name], "HOT_", _FORMS[form], HOT[HANDLERS[name.replace(".", "_")], form]))

@@ -86,7 +86,7 @@ class Residency:
         self.resident = resident
         self._mask = capacity - 1
         self._shift = capacity.bit_length() - 1
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
         self._paused = 0
         self.closed = False
         sizes = [256, SLOT_BYTES * capacity, RECORD_BYTES * capacity, 8 * abi.UPDATE_ENTRIES, arena_bytes]
@@ -167,7 +167,7 @@ class Residency:
     def look(self) -> None:
         """Start a stay if one is owed. Cheap; called after every publish and while anybody waits."""
         if self._control[_LEFT] == self.generation and self._owed():
-            with self._lock:
+            with self.lock:
                 if self._owed() and not self._paused and not self.closed and self.resident:
                     self._start(self.blocks, THREADS)
 
@@ -209,13 +209,13 @@ class Residency:
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """No stay inside: the GPU is others'. Slots may be published and wait."""
-        with self._lock:
+        with self.lock:
             self._paused += 1
         try:
             self.leave()
             yield
         finally:
-            with self._lock:
+            with self.lock:
                 self._paused -= 1
             if not self.closed:
                 self.look()
@@ -270,7 +270,7 @@ class Residency:
 
     def publish(self, slot: bytes) -> int | None:
         """Publish one slot of 64 bytes whose status is EMPTY and flags have no lap. None when the ring is full."""
-        with self._lock:
+        with self.lock:
             if self.closed:
                 raise SessionClosed("this engine is closed", fix="open a new session")
             sequence = self.published
@@ -299,7 +299,7 @@ class Residency:
 
     def publish_batch(self, items: NDArray[Any]) -> int | None:
         """Publish all of ``items`` (SLOT_DTYPE) or none. First sequence, or None when the ring has no room for all."""
-        with self._lock:
+        with self.lock:
             if self.closed:
                 raise SessionClosed("this engine is closed", fix="open a new session")
             return self._put(items)
@@ -425,7 +425,7 @@ class Residency:
         """Have the kernel leave; then free. Slots that were not taken are left."""
         if self.closed:
             return
-        with self._lock:
+        with self.lock:
             self.closed = True
             self._paused += 1
         self._stop_keeper.set()
