@@ -5,7 +5,6 @@ Owns: the block's layout in use (declared in state) and the meaning of a fold. L
 
 from __future__ import annotations
 
-import ctypes
 from array import array
 from typing import Final
 
@@ -16,6 +15,8 @@ from vyre.program.ir import Accumulator, Program
 from vyre.program.opcodes import AccKind, MemType
 
 _GRAIN_MAX: Final = 64
+_SIZES: Final = [MemType(i).size if i else 0 for i in range(len(MemType) + 1)]
+"""Bytes by memory type; asking the type itself takes ten times as long."""
 
 _INF: Final = {MemType.f32: 0x7F80_0000, MemType.f64: 0x7FF0_0000_0000_0000}
 _SIGN: Final = {MemType.f32: 1 << 31, MemType.f64: 1 << 63}
@@ -59,33 +60,39 @@ class Image:
         grain: tiles that a worker takes at once.
     """
 
-    __slots__ = ("_block", "_ops", "address", "bins", "float_sums", "grain", "program")
+    __slots__ = ("_block", "address", "bins", "float_sums", "grain", "program")
 
     def __init__(self, program: Program, body: bytes, prologue: bytes, uses_fuel: bool) -> None:
         self.program = program
-        sizes_in = [s.dtype.size for s in program.inputs]
-        sizes_out = [s.dtype.size for s in program.outputs]
-        sizes_emit = [s.dtype.size for s in program.emits]
-        folds = [fold_of(a) for a in program.accumulators]
-        self.bins = [a.bins for a in program.accumulators]
-        self.float_sums = [i for i, (fold, _) in enumerate(folds) if fold == state.FOLD_SUM]
-        if 8 * sum(self.bins) > state.HISTOGRAM_BYTES:
-            raise ArenaFull(
-                f"histograms of program {program.name} have {sum(self.bins)} bins together, a worker holds "
-                f"{state.HISTOGRAM_BYTES // 8}",
-                fix="split it into programs with fewer bins each",
-            )
-        per_tile = LANES * (sum(sizes_in) + sum(sizes_out) + sum(sizes_emit))
+        sizes_in = [_SIZES[s.dtype] for s in program.inputs]
+        sizes_out = [_SIZES[s.dtype] for s in program.outputs]
+        sizes_emit = [_SIZES[s.dtype] for s in program.emits] if program.emits else []
+        sizes = [*sizes_in, *sizes_out, *sizes_emit]
+        lists = sizes
+        self.bins: list[int] = []
+        self.float_sums: list[int] = []
+        histograms = 0
+        if program.accumulators:
+            folds = [fold_of(a) for a in program.accumulators]
+            bins = self.bins = [a.bins for a in program.accumulators]
+            self.float_sums = [i for i, (fold, _) in enumerate(folds) if fold == state.FOLD_SUM]
+            histograms = len(bins) - bins.count(0)
+            if 8 * sum(bins) > state.HISTOGRAM_BYTES:
+                raise ArenaFull(
+                    f"histograms of program {program.name} have {sum(bins)} bins together, a worker holds "
+                    f"{state.HISTOGRAM_BYTES // 8}",
+                    fix="split it into programs with fewer bins each",
+                )
+            lists = [*sizes, *(f for f, _ in folds), *(i for _, i in folds), *bins]
         # A claim is not interrupted. A tile of a loop may burn all its fuel: cancel and Ctrl-C then wait for one tile.
-        self.grain = 1 if uses_fuel else max(1, min(_GRAIN_MAX, state.MAX_GRAIN_BYTES // max(1, per_tile)))
-        # Op records are 64 bytes; bytes objects are only 8-byte aligned on their payload, which is all they need.
-        self._ops = (ctypes.c_char * (len(prologue) + len(body))).from_buffer_copy(prologue + body)
-        ops = ctypes.addressof(self._ops)
-        lists = [*sizes_in, *sizes_out, *sizes_emit, *(f for f, _ in folds), *(i for _, i in folds), *self.bins]
-        self._block = array("Q", bytes(8 * (state.IMAGE_WORDS + len(lists))))
-        base = self.address = self._block.buffer_info()[0]
+        fit = 1 if uses_fuel else state.MAX_GRAIN_BYTES // (LANES * sum(sizes) or 1)
+        grain = self.grain = _GRAIN_MAX if fit > _GRAIN_MAX else fit or 1
+        # First the op records: 64 bytes each, though 8-byte alignment is all they need.
+        block = self._block = array("Q", prologue + body + bytes(8 * (state.IMAGE_WORDS + len(lists))))
+        ops = block.buffer_info()[0]
+        base = self.address = ops + len(prologue) + len(body)
         at = base + 8 * state.IMAGE_WORDS
-        n_in, n_out, n_emit, n_acc = len(sizes_in), len(sizes_out), len(sizes_emit), len(folds)
+        n_in, n_out, n_emit, n_acc = len(sizes_in), len(sizes_out), len(sizes_emit), len(self.bins)
         head = [
             ops + len(prologue),
             ops if prologue else 0,
@@ -97,14 +104,14 @@ class Image:
             len(program.params),
             program.fuel,
             int(uses_fuel),
-            self.grain,
+            grain,
             at,
             at + 8 * n_in,
             at + 8 * (n_in + n_out),
             at + 8 * (n_in + n_out + n_emit),
             at + 8 * (n_in + n_out + n_emit + n_acc),
             at + 8 * (n_in + n_out + n_emit + 2 * n_acc),
-            sum(1 for b in self.bins if b),
+            histograms,
         ]
         assert len(head) == state.IMAGE_WORDS
-        self._block[:] = array("Q", head + lists)
+        block[(base - ops) // 8 :] = array("Q", head + lists)
