@@ -457,7 +457,7 @@ class CpuEngine:
         from vyre.engines.cpu.tileform import lower
 
         form = lower(verified, self.store)
-        return Image(verified.program, form.body, form.prologue, form.uses_fuel)
+        return Image(verified.program, form.body, form.prologue, form.uses_fuel, form.scratch_slots, form.in_place)
 
     def image(self, opcode: int) -> Image:
         """What was loaded or installed at an opcode. KeyError when nothing is."""

@@ -58,12 +58,23 @@ class Image:
     Attributes:
         address: of the block; what the program table holds.
         grain: tiles that a worker takes at once.
+        in_place: an output may be the same memory as an input.
     """
 
-    __slots__ = ("_block", "address", "bins", "float_sums", "grain", "program")
+    __slots__ = ("_block", "address", "bins", "float_sums", "grain", "in_place", "program")
 
-    def __init__(self, program: Program, body: bytes, prologue: bytes, uses_fuel: bool) -> None:
+    def __init__(
+        self,
+        program: Program,
+        body: bytes,
+        prologue: bytes,
+        uses_fuel: bool,
+        scratch_slots: int = 1,
+        in_place: bool = True,
+    ) -> None:
         self.program = program
+        self.in_place = in_place
+        accumulates = bool(program.accumulators or program.emits)
         sizes_in = [_SIZES[s.dtype] for s in program.inputs]
         sizes_out = [_SIZES[s.dtype] for s in program.outputs]
         sizes_emit = [_SIZES[s.dtype] for s in program.emits] if program.emits else []
@@ -112,6 +123,7 @@ class Image:
             at + 8 * (n_in + n_out + n_emit + n_acc),
             at + 8 * (n_in + n_out + n_emit + 2 * n_acc),
             histograms,
+            LANES if scratch_slots or accumulates or uses_fuel or program.tables else LANES * _GRAIN_MAX,
         ]
         assert len(head) == state.IMAGE_WORDS
         block[(base - ops) // 8 :] = array("Q", head + lists)

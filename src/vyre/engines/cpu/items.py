@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from vyre.engines.base import FileRange, ItemResult, Operands
 from vyre.engines.cpu.engine import FILE, MEMORY, WAIT_SLICE_NS, BindingBlock, CpuEngine
-from vyre.errors import Fault
+from vyre.errors import BindError, Fault
 from vyre.program.ir import Program
 from vyre.program.opcodes import FAULT_REASONS, FaultCode, MemType
 from vyre.ring.layout import NO_ELEMENT, NO_PC, SEQUENCE_NONE, SLOT_DTYPE, SLOT_WORDS, Priority, Status
@@ -103,6 +103,8 @@ class CpuItem:
         return None if found == SEQUENCE_NONE else found
 
     def _bind(self, operands: Operands) -> tuple[int, BindingBlock]:
+        if not self._image.in_place:
+            _refuse_in_place(self._program, operands)
         return self.engine.bind(
             self.opcode,
             origin=operands.origin,
@@ -252,6 +254,18 @@ class CpuItem:
         # Dropped without close(). While it is published its binding stays where the workers find it.
         if getattr(self, "number", -1) >= 0 and self.sequence is None:
             self.close()
+
+
+def _refuse_in_place(program: Program, operands: Operands) -> None:
+    """For the rare program that stores more early than there is room to hold back."""
+    for stream, out in zip(program.outputs, operands.outputs, strict=True):
+        for other, a in zip(program.inputs, operands.inputs, strict=True):
+            if isinstance(a, np.ndarray) and np.may_share_memory(out, a):
+                raise BindError(
+                    f"program {program.name} writes {stream.name} before it has read all of {other.name}, so they cannot "
+                    "be the same memory",
+                    fix="give the output memory of its own",
+                )
 
 
 def _inputs(operands: Operands) -> list[tuple[int, int, int]]:

@@ -59,7 +59,8 @@ I_ACC_KINDS: Final = 112  # u64: address of u64[accs], a FOLD_* number
 I_ACC_IDENTITIES: Final = 120  # u64: address of u64[accs], what a tile starts from
 I_ACC_BINS: Final = 128  # u64: address of u64[accs]
 I_HISTOGRAMS: Final = 136  # u64: accumulators that are histograms
-IMAGE_WORDS: Final = 18
+I_LANES: Final = 144  # u64: lanes that handlers are given at once: a tile, or more where no tile is kept in scratch
+IMAGE_WORDS: Final = 19
 
 FOLD_ADD: Final = 1  # i64 sums and counts
 FOLD_SUM: Final = 2  # f64 sums, by span
