@@ -1,22 +1,26 @@
-"""Native lowering of programs without blocks: the same bytes as tileform gives, or no answer."""
+"""Native verification and lowering of programs without blocks: what Python says and gives, or no answer."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from vyre.engines.cpu import handlers, plan, straight_form, tileform
 from vyre.engines.cpu.handlers import Handlers, shared
 from vyre.engines.cpu.tileform import TileForm
+from vyre.errors import VerifyError
 from vyre.program.analysis import analyse
 from vyre.program.builder import Builder
+from vyre.program.bytecode import decode, encode, identity
 from vyre.program.expression import compile_expression
 from vyre.program.ir import Program
 from vyre.program.opcodes import OPCODES, AccKind, MemType, Type
 from vyre.program.random import random_program
-from vyre.program.verifier import verify
+from vyre.program.verifier import check_code, check_declarations, quick, verify
 
 Lower = Callable[[Program], TileForm | None]
 
@@ -141,3 +145,109 @@ def test_a_code_that_is_no_instruction_is_left_to_python(native: Lower) -> None:
     code[2] = code[2]._replace(op=0xFFFF)
     object.__setattr__(program, "code", tuple(code))
     assert native(program) is None
+
+
+def accepted(program: Program) -> bool:
+    """Whether Python's verifier takes the code; the declarations are valid."""
+    try:
+        check_code(program)
+    except VerifyError:
+        return False
+    return True
+
+
+def natively() -> Callable[[Program], bool]:
+    shared().straight(compile_expression("a + 1", {"a": MemType.f32}))
+    assert quick.check is not None
+    return quick.check
+
+
+def test_every_valid_program_without_blocks_is_verified_natively() -> None:
+    check = natively()
+    for seed in range(300):
+        program = random_program(seed, max_ops=seed % 60 + 3, functions=seed % 7 == 0)
+        assert check(program) == (not analyse(program).has_blocks), seed
+
+
+def test_native_verification_never_takes_what_the_verifier_refuses() -> None:
+    """Single fields of valid programs changed at random: op, registers, immediates, constants, types, declarations."""
+    check = natively()
+    rng = random.Random(5)
+    codes = [op.code for op in OPCODES] + [2, 0xFFFF, 0x200]
+    taken = refused = 0
+    for seed in range(400):
+        program = random_program(seed, max_ops=seed % 30 + 3)
+        for _ in range(12):
+            pc = rng.randrange(len(program.code))
+            code = list(program.code)
+            match rng.randrange(8):
+                case 0:
+                    code[pc] = code[pc]._replace(op=rng.choice(codes))
+                case 1 | 2 | 3:
+                    near = rng.choice([rng.randrange(len(program.registers) + 2), rng.randrange(256)])
+                    code[pc] = code[pc]._replace(**{rng.choice(["dst", "a", "b", "c"]): near})
+                case 4:
+                    code[pc] = code[pc]._replace(imm=rng.choice([0, 1, 2, 3, 255, 65_535]))
+                case 5:
+                    code.insert(pc, rng.choice(code))
+                case 6:
+                    del code[pc]
+                case _:
+                    code[pc] = rng.choice(code)
+            registers, constants = list(program.registers), list(program.constants)
+            if rng.random() < 0.2 and registers:
+                registers[rng.randrange(len(registers))] = rng.choice(list(Type))
+            if rng.random() < 0.2 and constants:
+                constants[rng.randrange(len(constants))] |= 1 << rng.randrange(64)
+            changed = replace(
+                program, code=tuple(code), registers=tuple(registers), constants=tuple(constants),
+                **{kind: _changed(rng, getattr(program, kind)) for kind in _DECLARED},
+            )  # fmt: skip
+            try:
+                check_declarations(changed)
+            except VerifyError:
+                continue
+            found = check(changed)
+            expected = accepted(changed)
+            blocks = any(plan.IF <= plan.KINDS.get(i.op, plan.NOTHING) <= plan.BR_IF for i in changed.code)
+            assert found == (expected and not blocks), (seed, changed)
+            taken += found
+            refused += not expected
+    assert taken > 200
+    assert refused > 500
+
+
+_DECLARED = ("inputs", "outputs", "params", "tables", "accumulators", "emits")
+
+
+def _changed(rng: random.Random, entries: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The declarations, at times with one less or with one of another memory type."""
+    found = list(entries)
+    if found and rng.random() < 0.1:
+        at = rng.randrange(len(found))
+        if rng.random() < 0.3:
+            del found[at]
+        else:
+            found[at] = found[at]._replace(dtype=rng.choice(list(MemType)))
+    return tuple(found)
+
+
+def test_what_is_no_instruction_at_all_goes_to_the_verifier() -> None:
+    check = natively()
+    program = compile_expression("a + 1", {"a": MemType.f32})
+    assert check(program)
+    for wrong in (tuple(program.code[0]), program.code[0]._replace(imm=1 << 16), program.code[0]._replace(a="0")):
+        assert not check(replace(program, code=(wrong, *program.code[1:])))
+    assert not check(replace(program, code=()))
+
+
+def test_a_program_from_a_file_has_the_code_and_the_identity_it_was_written_with() -> None:
+    for seed in range(40):
+        program = random_program(seed)
+        read = decode(encode(program))
+        assert read.instructions == len(program.code)
+        assert identity(read) == identity(program)
+        assert read == program
+        assert read.code == program.code
+        assert replace(read, code=read.code[:-1]).packed == program.packed[:-8]
+        assert identity(replace(read, fuel=read.fuel + 1)) != identity(read)

@@ -70,7 +70,8 @@ _line: Final[Callable[[tuple[int, ...]], Line]] = partial(tuple.__new__, Line)
 
 def identity(program: Program) -> bytes:
     """BLAKE2b-256 (32 bytes) of what the program does: code and declarations, without names and lines."""
-    return _identity(b"".join(map(_padded, _meaning(program))))
+    found: bytes | None = program.__dict__.get("_identity")  # of a program from a file, which was compared
+    return _identity(b"".join(map(_padded, _meaning(program)))) if found is None else found
 
 
 def encode(program: Program) -> bytes:
@@ -166,11 +167,11 @@ def decode(data: Any) -> Program:
         **kinds,
         registers=types,
         constants=struct.unpack(f"<{n_constants}Q", constants),
-        code=tuple(map(_instr, _INSTR.iter_unpack(code))),
         fuel=fuel,
         source=source,
         lines=tuple(map(_line, _PAIR.iter_unpack(lines))),
         _packed=code,
+        _identity=digest,
     )
     return program
 

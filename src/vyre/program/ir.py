@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain
 from typing import NamedTuple
 
@@ -25,6 +25,9 @@ class Instr(NamedTuple):
     b: int = 0
     c: int = 0
     imm: int = 0
+
+
+_INSTR = struct.Struct("<HBBBBH")
 
 
 @lru_cache
@@ -121,6 +124,12 @@ class Program:
             found = self.__dict__["_packed"] = _packer(len(self.code))(*chain.from_iterable(self.code))
         return found
 
+    @property
+    def instructions(self) -> int:
+        """How many there are."""
+        code = self.__dict__.get("code")
+        return len(self.packed) // 8 if code is None else len(code)
+
     def line_of(self, pc: int) -> int | None:
         """Source line of instruction ``pc``, or None when the program has no map for it."""
         found = None
@@ -129,3 +138,18 @@ class Program:
                 break
             found = entry.line
         return found
+
+
+class _Unpacked:
+    """``code`` of a program that has it packed only, as it came from a file: made when somebody first looks."""
+
+    def __get__(self, program: Program | None, owner: type[Program]) -> tuple[Instr, ...]:
+        if program is None:
+            return ()
+        new = partial(tuple.__new__, Instr)  # a NamedTuple's own constructor is Python code and costs twice as much
+        found: tuple[Instr, ...] = tuple(map(new, _INSTR.iter_unpack(program.packed)))
+        program.__dict__["code"] = found
+        return found
+
+
+Program.code = _Unpacked()  # type: ignore[assignment]  # no data descriptor: an instance's own code comes first

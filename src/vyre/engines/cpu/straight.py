@@ -10,117 +10,91 @@ of lowering (tileform's docstring), handlers.
 from __future__ import annotations
 
 from vyre.engines.cpu import plan
-from vyre.engines.cpu.abi import (
-    OP_A,
-    OP_AUX,
-    OP_B,
-    OP_BYTES,
-    OP_C,
-    OP_DST,
-    OP_FN,
-    OP_IMM,
-    OP_MASK,
-    OP_PC,
-    OP_TARGET,
-    PTR_INPUTS,
-    PTR_OUTPUTS,
-    SCRATCH_SLOTS,
+from vyre.engines.cpu.abi import OP_BYTES, PTR_INPUTS, PTR_OUTPUTS, SCRATCH_SLOTS
+from vyre.engines.cpu.straight_layout import (
+    A_BODY,
+    A_DEFERRED,
+    A_LIVE,
+    A_LOC,
+    A_NOTES,
+    A_PROLOGUE,
+    A_SIZE,
+    A_STORES,
+    A_SUMS,
+    A_TIMES,
+    A_UNIFORMS,
+    A_VIRTUAL,
+    ALL,
+    BODY_LAST,
+    CODE_MAX,
+    F_ARGS,
+    F_FAST,
+    F_KIND,
+    F_MINE,
+    F_NAN,
+    F_ONCE,
+    F_RULE,
+    F_SAME,
+    F_SIZE,
+    F_SWAP,
+    F_UNIFORM_A,
+    F_UNIFORM_B,
+    F_UNIFORM_C,
+    FACT_A,
+    FACT_B,
+    FACT_C,
+    FACT_NAMES,
+    H_EMIT,
+    H_IDENTITY,
+    H_INDEX,
+    H_LOAD,
+    H_RETURN,
+    H_SHOWN,
+    H_SIZES,
+    H_STORE,
+    H_TABLE,
+    N_CANONICAL,
+    N_DST,
+    N_FORWARD,
+    N_RESULT,
+    P_ACCS,
+    P_CODE,
+    P_CONSTANTS,
+    P_EMITS,
+    P_INPUTS,
+    P_OUTPUTS,
+    P_TABLES,
+    P_WORDS,
+    S_BEFORE,
+    S_FACTS,
+    S_FAILED,
+    S_HAVE,
+    S_NEXT,
+    S_OUT,
+    S_PC,
+    S_TEMPORARY,
+    S_TOP,
+    STORES_MAX,
+    UNIFORM,
+    UNSET,
+    VIRTUAL,
 )
-from vyre.native import Unit, copy, load32, load64, store32, store64, zero
+from vyre.engines.cpu.straight_slots import (
+    name_assign,
+    operand_free,
+    record_put,
+    slots,
+    slots_alloc,
+    slots_drop,
+    target_define,
+    temporaries_drop,
+    uniform_add,
+    uniform_find,
+    vector_of,
+    virtual_set,
+)
+from vyre.native import Unit, copy, load32, load64, store64, zero
 from vyre.program import analysis
-
-CODE_MAX = 512  # instructions; longer programs take the other path
-RECORDS_MAX = 1_024
-STORES_MAX = 256
-UNIFORMS_MAX = 192
-UNIFORM_SLOTS = 40  # as in tileform
-PROLOGUE_MAX = UNIFORM_SLOTS + 1
-
-# Locations: an entry of the pointer table, UNIFORM + u for uniform u, UNSET.
-UNIFORM = 1 << 20
-UNSET = 1 << 19
-ALL = 0xFFFF_FFFF_FFFF_FFFF
-VIRTUAL = 64  # "registers" from here on: outputs that are written at the end
-
-# --- facts: a header, then FACT_BYTES for each opcode, found by an index from opcode to byte offset, u32[65536] --------
-H_INDEX = 0  # address of the index
-H_RETURN = 8  # addresses of handlers; 0: not compiled yet
-H_FILL = 32  # by bytes / 4 - 1
-H_COPY = 48
-H_IDENTITY = 64  # memory types that hold a register's bits: one bit each
-H_SHOWN = 72  # memory types in which a store or emit of a float shows its bits
-H_SIZES = 80  # bytes of the register for a memory type, one u64 each
-H_LOAD = 208
-H_STORE = 336
-H_EMIT = 464
-H_TABLE = 592
-H_BYTES = 720
-
-F_KIND = 0xFF
-F_ARGS = 8  # shifts
-F_SIZE = 12
-F_RULE = 24
-F_FAST = 1 << 16  # may take the place of an operand that dies: at most two operands as wide as the result
-F_SAME = 1 << 17
-F_SWAP = 1 << 18
-F_UNIFORM_B = 1 << 19
-F_UNIFORM_A = 1 << 20
-F_UNIFORM_C = 1 << 21
-F_NAN = 1 << 22
-F_ONCE = 1 << 23  # a float sum: a second place needs partial sums
-F_MINE = 1 << 28
-FACT_NAMES = 8  # two addresses each: plain, then with the NaN fix-up
-FACT_B = 24
-FACT_A = 40
-FACT_C = 56
-FACT_BYTES = 72
-
-# --- workspace ----------------------------------------------------------------------------------------------------------
-S_NEXT = 0
-S_TOP = 8
-S_FREE4 = 16  # entries on each stack
-S_FREE8 = 24
-S_UNIFORMS = 32
-S_TEMPORARY = 40
-S_OUT = 48  # address of the next record of the body
-S_BEFORE = 56  # and of the prologue
-S_PC = 64
-S_HAVE = 72  # registers that lie in scratch
-S_FAILED = 80
-S_FACTS = 88
-A_LOC = 96
-A_SIZE = A_LOC + 8 * (VIRTUAL + 256)
-A_USERS = A_SIZE + 8 * (VIRTUAL + 256)
-A_FREE4 = A_USERS + 8 * (SCRATCH_SLOTS + 8)
-A_FREE8 = A_FREE4 + 8 * (SCRATCH_SLOTS + 8)
-A_TEMPORARY = A_FREE8 + 8 * (SCRATCH_SLOTS + 8)  # slot, bytes
-A_UNIFORMS = A_TEMPORARY + 16 * 8  # bits, aux, bytes, slot or ALL
-A_TIMES = A_UNIFORMS + 32 * UNIFORMS_MAX  # stores of each output
-A_VIRTUAL = A_TIMES + 8 * 256  # register in which an output waits, or 0
-A_DEFERRED = A_VIRTUAL + 8 * 256  # outputs that wait, in the order of their registers
-A_SUMS = A_DEFERRED + 8 * 256
-A_STORES = A_SUMS + 8 * 256  # pcs, last first
-A_LIVE = A_STORES + 8 * STORES_MAX
-A_NOTES = A_LIVE + 8 * CODE_MAX
-A_PROLOGUE = (A_NOTES + 8 * CODE_MAX + 63) & 0xFFFF_FFC0
-A_BODY = A_PROLOGUE + OP_BYTES * 2 * PROLOGUE_MAX  # the prologue is moved to end here
-WORKSPACE_BYTES = A_BODY + OP_BYTES * RECORDS_MAX
-BODY_LAST = A_BODY + OP_BYTES * (RECORDS_MAX - 8)  # records of one instruction must start below
-
-N_CANONICAL = 1
-N_RESULT = 2
-N_DST = 8  # shifts
-N_FORWARD = 16  # output + 1
-
-# --- what a program is, in u64 words: counts, then constants, memory types of streams and tables, bins -----------------
-P_CODE = 0
-P_CONSTANTS = 8
-P_INPUTS = 16
-P_OUTPUTS = 24
-P_TABLES = 32
-P_EMITS = 40
-P_ACCS = 48
-P_WORDS = 56
 
 COMPUTE = plan.COMPUTE
 RULE_MOVES_A = analysis.MOVES_A
@@ -130,225 +104,7 @@ RULE_SEES_A = analysis.SEES_A
 RULE_STORES = analysis.STORES
 RULE_EMITS = analysis.EMITS
 
-straight = Unit("straight")
-
-
-@straight.function
-def slots_alloc(w: int, size: int) -> int:
-    """A slot, or two neighbours for 8-byte lanes, with one user."""
-    four = load64(w + S_FREE4)
-    eight = load64(w + S_FREE8)
-    slot = 0
-    if size == 4 and four:
-        four = four - 1
-        slot = load64(w + A_FREE4 + 8 * four)
-        store64(w + S_FREE4, four)
-    elif eight:
-        eight = eight - 1
-        slot = load64(w + A_FREE8 + 8 * eight)
-        store64(w + S_FREE8, eight)
-        if size == 4:
-            store64(w + A_FREE4, slot + 1)  # the stack was empty
-            store64(w + S_FREE4, 1)
-    else:
-        slot = load64(w + S_NEXT)
-        next_ = slot + (size >> 2)
-        if next_ > load64(w + S_TOP):
-            store64(w + S_FAILED, 1)
-            return 0
-        store64(w + S_NEXT, next_)
-    store64(w + A_USERS + 8 * slot, 1)
-    return slot
-
-
-@straight.function
-def slots_release(w: int, slot: int, size: int) -> int:
-    """One user less."""
-    users = load64(w + A_USERS + 8 * slot) - 1
-    store64(w + A_USERS + 8 * slot, users)
-    if users == 0:
-        if size == 4:
-            four = load64(w + S_FREE4)
-            store64(w + A_FREE4 + 8 * four, slot)
-            store64(w + S_FREE4, four + 1)
-        else:
-            eight = load64(w + S_FREE8)
-            store64(w + A_FREE8 + 8 * eight, slot)
-            store64(w + S_FREE8, eight + 1)
-    return 0
-
-
-@straight.function
-def slots_drop(w: int, registers: int) -> int:
-    """Registers of the set whose values nobody needs any more."""
-    registers = registers & load64(w + S_HAVE)
-    if registers:
-        store64(w + S_HAVE, load64(w + S_HAVE) ^ registers)
-        register = 0
-        while registers:
-            if registers & 1:
-                slots_release(w, load64(w + A_LOC + 8 * register), load64(w + A_SIZE + 8 * register))
-            registers = registers >> 1
-            register = register + 1
-    return 0
-
-
-@straight.function
-def record_put(w: int, handler: int, dst: int, a: int, b: int, c: int, imm: int, aux: int) -> int:
-    """Append a record to the body."""
-    if handler == 0:
-        store64(w + S_FAILED, 1)
-    at = load64(w + S_OUT)
-    store64(at + OP_FN, handler)
-    store32(at + OP_DST, dst)
-    store32(at + OP_A, a)
-    store32(at + OP_B, b)
-    store32(at + OP_C, c)
-    store64(at + OP_IMM, imm)
-    store32(at + OP_MASK, 0)
-    store32(at + OP_PC, load64(w + S_PC))
-    store64(at + OP_TARGET, 0)
-    store64(at + OP_AUX, aux)
-    store64(at + OP_AUX + 8, 0)
-    store64(w + S_OUT, at + OP_BYTES)
-    return 0
-
-
-@straight.function
-def uniform_find(w: int, aux: int, size: int) -> int:
-    """A parameter as a location."""
-    count = load64(w + S_UNIFORMS)
-    at = w + A_UNIFORMS
-    number = 0
-    while number < count:
-        if load64(at + 8) == aux and load64(at + 16) == size:
-            return UNIFORM + number
-        at = at + 32
-        number = number + 1
-    return uniform_add(w, 0, aux, size)
-
-
-@straight.function
-def uniform_add(w: int, bits: int, aux: int, size: int) -> int:
-    """A constant or parameter as a new location."""
-    count = load64(w + S_UNIFORMS)
-    at = w + A_UNIFORMS + 32 * count
-    if count >= UNIFORMS_MAX:
-        store64(w + S_FAILED, 1)
-        return UNIFORM
-    store64(at, bits)
-    store64(at + 8, aux)
-    store64(at + 16, size)
-    store64(at + 24, ALL)
-    store64(w + S_UNIFORMS, count + 1)
-    return UNIFORM + count
-
-
-@straight.function
-def vector_of(w: int, location: int) -> int:
-    """The entry where the lanes are; a uniform gets a splat that the prologue fills."""
-    if location < UNIFORM:
-        return location
-    at = w + A_UNIFORMS + 32 * (location - UNIFORM)
-    slot = load64(at + 24)
-    if slot != ALL:
-        return slot
-    size = load64(at + 16)
-    need = size >> 2
-    top = load64(w + S_TOP)
-    fill = load64(load64(w + S_FACTS) + H_FILL + 8 * (need - 1))
-    if SCRATCH_SLOTS + need > UNIFORM_SLOTS + top or top < need + load64(w + S_NEXT):
-        slot = slots_alloc(w, size)  # for this record only: filled in the body
-        record_put(w, fill, slot, 0, 0, 0, load64(at), load64(at + 8))
-        count = load64(w + S_TEMPORARY)
-        store64(w + A_TEMPORARY + 16 * count, slot)
-        store64(w + A_TEMPORARY + 16 * count + 8, size)
-        store64(w + S_TEMPORARY, count + 1)
-        return slot
-    slot = top - need
-    store64(w + S_TOP, slot)
-    store64(at + 24, slot)
-    out = load64(w + S_OUT)
-    pc = load64(w + S_PC)
-    store64(w + S_OUT, load64(w + S_BEFORE))
-    store64(w + S_PC, 0)
-    record_put(w, fill, slot, 0, 0, 0, load64(at), load64(at + 8))
-    store64(w + S_BEFORE, load64(w + S_OUT))
-    store64(w + S_OUT, out)
-    store64(w + S_PC, pc)
-    return slot
-
-
-@straight.function
-def temporaries_drop(w: int) -> int:
-    """Slots that were filled for one record."""
-    count = load64(w + S_TEMPORARY)
-    i = 0
-    while i < count:
-        at = w + A_TEMPORARY + 16 * i
-        slots_release(w, load64(at), load64(at + 8))
-        i = i + 1
-    store64(w + S_TEMPORARY, 0)
-    return 0
-
-
-@straight.function
-def name_assign(w: int, register: int, size: int, location: int) -> int:
-    """A register := what lies at a location, by name."""
-    if location < SCRATCH_SLOTS:  # before the old value goes: it may be the same slot
-        store64(w + A_USERS + 8 * location, load64(w + A_USERS + 8 * location) + 1)
-    slots_drop(w, 1 << register)
-    if location < SCRATCH_SLOTS:
-        store64(w + S_HAVE, load64(w + S_HAVE) | (1 << register))
-    store64(w + A_LOC + 8 * register, location)
-    store64(w + A_SIZE + 8 * register, size)
-    return 0
-
-
-@straight.function
-def virtual_set(w: int, virtual: int, location: int) -> int:
-    """A value that waits for the end: by name unless it is an input."""
-    size = load64(w + A_SIZE + 8 * virtual)
-    old = load64(w + A_LOC + 8 * virtual)
-    if location >= PTR_INPUTS and location < UNIFORM:
-        if old < SCRATCH_SLOTS:
-            slots_release(w, old, size)
-        slot = slots_alloc(w, size)
-        store64(w + A_LOC + 8 * virtual, slot)
-        copier = load64(load64(w + S_FACTS) + H_COPY + 8 * ((size >> 2) - 1))
-        record_put(w, copier, slot, location, 0, 0, 0, 0)
-        return 0
-    if location < SCRATCH_SLOTS:
-        store64(w + A_USERS + 8 * location, load64(w + A_USERS + 8 * location) + 1)
-    if old < SCRATCH_SLOTS:
-        slots_release(w, old, size)
-    store64(w + A_LOC + 8 * virtual, location)
-    return 0
-
-
-@straight.function
-def target_define(w: int, dst: int, size: int, note: int) -> int:
-    """Where a result goes that is never computed in place: an output, or fresh scratch."""
-    target = PTR_OUTPUTS + (note >> N_FORWARD) - 1
-    if note >> N_FORWARD:
-        slots_drop(w, 1 << dst)
-    else:
-        target = slots_alloc(w, size)
-        slots_drop(w, 1 << dst)
-        store64(w + S_HAVE, load64(w + S_HAVE) | (1 << dst))
-        store64(w + A_SIZE + 8 * dst, size)
-    store64(w + A_LOC + 8 * dst, target)
-    return target
-
-
-@straight.function
-def operand_free(w: int, register: int, size: int) -> int:
-    """A register that is read for the last time; its place may take the result."""
-    slot = load64(w + A_LOC + 8 * register)
-    if slot < SCRATCH_SLOTS:
-        store64(w + S_HAVE, load64(w + S_HAVE) & ((1 << register) ^ ALL))
-        slots_release(w, slot, size)
-    return 0
+straight = Unit("straight", slots)
 
 
 @straight.function
@@ -643,7 +399,7 @@ def other_put(w: int, pc: int, word: int, fact: int, flags: int, words: int) -> 
         record_put(w, handler, 0, vector_of(w, place), 0, 0, imm, 0)
     elif kind == plan.TABLE_GET:
         place = vector_of(w, place)
-        handler = load64(facts + H_TABLE + 8 * load64(tables + 8 * imm))
+        handler = load64(facts + H_TABLE + 8 * (load64(tables + 8 * imm) & 0xFF))
         record_put(w, handler, target_define(w, dst, size, note), place, 0, 0, imm, 0)
     elif kind == plan.ATOMIC:
         place = vector_of(w, place)

@@ -1,6 +1,6 @@
 """The Python side of straight: its table of facts, its memory, and a program in the words that it reads.
 
-Owns: when the table is made again, workspaces. Leaves to others: the facts themselves (plan, analysis, handlers).
+Owns: when the table is made again, workspaces. Leaves to others: the facts themselves (plan, analysis, verifier, handlers).
 """
 
 from __future__ import annotations
@@ -15,16 +15,20 @@ from operator import itemgetter
 from typing import Any, Final
 
 from vyre.engines.cpu import jit, plan
-from vyre.engines.cpu import straight as s
+from vyre.engines.cpu import straight_layout as s
 from vyre.engines.cpu.handlers import Form
-from vyre.program import analysis
-from vyre.program.ir import Program
-from vyre.program.opcodes import OPCODES, MemType, Op
+from vyre.engines.cpu.straight import lower_straight, straight
+from vyre.engines.cpu.straight_check import check, check_straight
+from vyre.native import Unit
+from vyre.program import analysis, verifier
+from vyre.program.ir import Instr, Program
+from vyre.program.opcodes import OPCODES, Imm, MemType, Op
 
 _MINE: Final = frozenset(plan.KINDS.values()) - {plan.IF, plan.ELSE, plan.END, plan.LOOP, plan.BR_IF}
 _dtype: Final[Callable[[Any], int]] = itemgetter(1)  # of a Stream or Table
 _bins: Final[Callable[[Any], int]] = itemgetter(3)  # of an Accumulator
 _Native = Callable[[int, int, bytes, bytes], int]
+_INSTR_CLASS: Final = {Instr}
 
 
 def _names(op: Op) -> tuple[str, ...]:
@@ -52,10 +56,28 @@ def _flags(op: Op) -> int:
     return flags
 
 
+def _rules(op: Op) -> tuple[int, int, int]:
+    """What ``check`` reads of an instruction: the words at FACT_TYPES, FACT_ZERO and FACT_FITS."""
+    _, *types, space, fits = verifier.NEEDS[op.code]
+    words = sum(t << 8 * i for i, t in enumerate(types))
+    used = 0xFFFF
+    for i, t in enumerate(types):
+        used |= 0xFF << 16 + 8 * i if t else 0
+    if op.imm is Imm.const:
+        words |= s.HOW_CONST << s.T_HOW
+    elif fits:
+        words |= s.HOW_DECLARED << s.T_HOW | space << s.T_SPACE
+    if op.imm is not Imm.none:
+        used |= 0xFFFF << 48
+    groups = {key >> 8 for key in fits} or {0}
+    assert len(groups) == 1, f"{op.name} goes with one kind of accumulator or access"
+    return words, used ^ s.ALL, groups.pop() << 16 | sum(1 << (key & 0xFF) for key in fits)
+
+
 @cache
 def _layout() -> tuple[array[int], list[tuple[int, str]]]:
     """The table without addresses, and the word at which each handler's address belongs."""
-    words = array("Q", bytes(s.H_BYTES + s.FACT_BYTES * len(OPCODES)))
+    words = array("Q", bytes(s.H_BYTES + s.FACT_BYTES * (len(OPCODES) + 1)))  # the last ones are of what is no opcode
     places = [(s.H_RETURN // 8, "return")]
     for i, size in enumerate((4, 8)):
         places += [(s.H_FILL // 8 + i, f"fill.{size}"), (s.H_COPY // 8 + i, f"copy.{size}")]
@@ -71,14 +93,15 @@ def _layout() -> tuple[array[int], list[tuple[int, str]]]:
     for i, op in enumerate(OPCODES):
         at = (s.H_BYTES + s.FACT_BYTES * i) // 8
         words[at] = _flags(op)
+        words[at + s.FACT_TYPES // 8 : at + s.FACT_BYTES // 8] = array("Q", _rules(op))
         places += [(at + 1 + j, name) for j, name in enumerate(_names(op)) if name]
     return words, places
 
 
 @cache
 def _index() -> array[int]:
-    """Where the facts of each opcode are, in bytes from the table's start; those of op 0 for no opcode at all."""
-    index = array("I", [s.H_BYTES]) * 65_536
+    """Where the facts of each opcode are, in bytes from the table's start."""
+    index = array("I", [s.H_BYTES + s.FACT_BYTES * len(OPCODES)]) * 65_536
     for i, op in enumerate(OPCODES):
         index[op.code] = s.H_BYTES + s.FACT_BYTES * i
     return index
@@ -89,55 +112,73 @@ def _words(count: int) -> Callable[..., bytes]:
     return struct.Struct(f"<{count}Q").pack
 
 
+def described(program: Program) -> bytes:
+    """A program's declarations, constants and registers as P_CODE and what follows it say."""
+    constants, inputs, outputs = program.constants, program.inputs, program.outputs
+    tables, emits, accs, params = program.tables, program.emits, program.accumulators, program.params
+    registers = program.registers
+    words = [
+        program.instructions, len(constants), len(inputs), len(outputs), len(tables), len(emits), len(accs), len(params),
+        len(registers), *constants, *map(_dtype, inputs), *map(_dtype, outputs),
+    ]  # fmt: skip
+    if tables or emits or accs or params:
+        words += [t.access << 8 | t.dtype for t in tables]
+        words += [*map(_dtype, emits), *map(_bins, accs), *map(_dtype, params)]
+        words += [a.kind << 8 | a.dtype for a in accs]
+    words += registers
+    return _words(len(words))(*words)
+
+
 class Lowering:
-    """Lowers programs with the handlers that are compiled. Thread-safe."""
+    """Verifies and lowers programs natively, with the handlers that are compiled. Thread-safe."""
 
     def __init__(self, addresses: dict[str, int], store: jit.ObjectStore | None) -> None:
         self._addresses = addresses
         self._known = -1
         self._table = array("Q")
         self._workspaces: list[tuple[ctypes.Array[ctypes.c_char], int, memoryview]] = []
-        self._native = _compiled(store)  # type: ignore[arg-type]  # a store hashes by itself
+        self._last: tuple[Program | None, bytes] = None, b""
+        self._natives = _compiled(store)  # type: ignore[arg-type]  # a store hashes by itself
+        if self._natives is not None:
+            verifier.quick.check = self.check
+
+    def check(self, program: Program) -> bool:
+        """True only when the code keeps every rule; its declarations do."""
+        code = program.__dict__.get("code")
+        try:
+            if code is not None and set(map(type, code)) != _INSTR_CLASS:
+                return False
+            return bool(self._call(0, program)[0])
+        except (struct.error, TypeError):  # a number that has no room: the verifier says where
+            return False
 
     def lower(self, program: Program) -> Form | None:
         """Prologue, body, scratch slots, no fuel; None when the program is not one for ``straight``."""
-        if self._native is None:
-            return None
-        addresses = self._addresses
-        if len(addresses) != self._known:
+        return self._call(1, program)[1] if self._natives is not None else None
+
+    def _call(self, which: int, program: Program) -> tuple[int, Form | None]:
+        """What a native function answers, and the tile form that it left."""
+        if len(self._addresses) != self._known:
             self._refresh()
-        code, constants = program.code, program.constants
-        inputs, outputs, tables = program.inputs, program.outputs, program.tables
-        emits, accs = program.emits, program.accumulators
-        words = [
-            len(code), len(constants), len(inputs), len(outputs), len(tables), len(emits), len(accs), *constants,
-            *map(_dtype, inputs), *map(_dtype, outputs),
-        ]  # fmt: skip
-        if tables or emits or accs:
-            words += [*map(_dtype, tables), *map(_dtype, emits), *map(_bins, accs)]
+        known, words = self._last
+        if known is not program:  # a program is lowered right after it was verified
+            words = described(program)
+            self._last = program, words
         try:
             memory = self._workspaces.pop()
         except IndexError:
             memory = _workspace()
         table = self._table
-        found = self._native(
-            memory[1],
-            table.buffer_info()[0],
-            program.packed,
-            _words(len(words))(*words),
-        )
+        assert self._natives is not None
+        found = self._natives[which](memory[1], table.buffer_info()[0], program.packed, words)
         form = None
-        if found:
+        if found and which:
             bodies = memory[2]
             split = _BEFORE - 64 * (found >> 16 & 0xFFFF)
-            form = (
-                bytes(bodies[split:_BEFORE]),
-                bytes(bodies[_BEFORE : _BEFORE + 64 * (found & 0xFFFF)]),
-                found >> 32,
-                False,
-            )
+            body = bytes(bodies[_BEFORE : _BEFORE + 64 * (found & 0xFFFF)])
+            form = bytes(bodies[split:_BEFORE]), body, found >> 32, False
         self._workspaces.append(memory)
-        return form
+        return found, form
 
     def _refresh(self) -> None:
         """The table with the addresses there are now. A new array: another thread may be reading the old one."""
@@ -162,14 +203,15 @@ def _workspace() -> tuple[ctypes.Array[ctypes.c_char], int, memoryview]:
 
 
 @cache
-def _compiled(store: jit.ObjectStore | None) -> _Native | None:
-    """The native function; None on a machine that native functions are not written for."""
+def _compiled(store: jit.ObjectStore | None) -> tuple[_Native, _Native] | None:
+    """check_straight and lower_straight; None on a machine that native functions are not written for."""
     arch = platform.machine()
     if arch not in ("x86_64", "aarch64"):
         return None
-    name = s.lower_straight.__name__
-    address = jit.compile_ir(s.straight.ir(arch, [name]), [name], store)[name]
-    # It is over sooner than giving up the GIL and taking it back would be.
+    names = [check_straight.__name__, lower_straight.__name__]
+    addresses = jit.compile_ir(Unit("first use", check, straight).ir(arch, names), names, store)
+    # They are over sooner than giving up the GIL and taking it back would be.
     kind = ctypes.PYFUNCTYPE(ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_char_p, ctypes.c_char_p)
-    native: _Native = kind(address)
-    return native
+    checks: _Native = kind(addresses[names[0]])
+    lowers: _Native = kind(addresses[names[1]])
+    return checks, lowers
