@@ -288,7 +288,7 @@ def _small(role: str, name: str, value: Any, want: MemType) -> NDArray[Any]:
     elif want is MemType.bf16:
         raise BindError(f"{role} {name} is bf16, which lists cannot give", fix="pass an array of dtype bfloat16")
     with np.errstate(over="ignore"):
-        b = np.ascontiguousarray(a.astype(to))
+        b = np.array(a, to, order="C")
     if to.kind == "f" and not np.array_equal(np.isfinite(a), np.isfinite(b)):
         raise BindError(f"{role} {name} holds a finite value that would overflow {want.name}")
     return b

@@ -395,6 +395,8 @@ class Session:
         self, program: ProgramLike, inputs: Any = None, /, *, out: Any = None, elements: int | None = None, **named: Any
     ) -> Bound:
         """Fix a program's operands once, to run it many times. Arguments as for ``run``; arrays only."""
+        if self.engine.closed:
+            raise self._closed_error()
         loaded = self._resident(program)
         if inputs is not None:
             named = with_inputs(loaded, inputs, named)
