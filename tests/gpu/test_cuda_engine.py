@@ -174,7 +174,7 @@ def test_a_full_ring_refuses_and_keeps_every_slot():
 def test_big_items_go_on_after_the_stay():
     with CudaEngine(store=Store(), stay_s=0.0005) as short:
         opcode = short.load(verify(scale(1.0, then=200)))
-        x = short.pinned_empty(8 << 20, np.float32)
+        x = short.pinned_empty(32 << 20, np.float32)
         x[:] = np.arange(x.size)
         binding = short.bind(opcode, [x])
         before = short.residency.relaunches
@@ -243,12 +243,11 @@ def test_a_killed_process_leaves_the_gpu_free():
 
 def test_a_fence_orders_increments_before_a_check(engine):
     before = int(engine.session_words[9])
-    batch = np.concatenate(
-        [np.repeat(control(Opcode.ATOMIC_ADD, 9, 1), 50), control(Opcode.BATCH_FENCE), control(Opcode.LOAD_U32, 9)]
-    )
+    fence = control(Opcode.BATCH_FENCE)
+    batch = np.concatenate([np.repeat(control(Opcode.ATOMIC_ADD, 9, 1), 50), fence, control(Opcode.LOAD_U32, 9), fence])
     for i in range(200):
         records = run_all(engine, np.concatenate([batch] * 10))
-        seen = records["value"][51::52] - before
+        seen = records["value"][51::53] - before
         assert seen.tolist() == [50 * (10 * i + k + 1) for k in range(10)]
 
 

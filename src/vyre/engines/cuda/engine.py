@@ -427,6 +427,8 @@ class CudaEngine:
         """Publish all of ``items`` (SLOT_DTYPE, or u32[n, 16]) or none. First sequence; None: the ring has no room."""
         if items.dtype != SLOT_DTYPE:
             items = np.ascontiguousarray(items, np.uint32).view(SLOT_DTYPE).reshape(-1)
+        elif not items.flags.c_contiguous:
+            items = np.ascontiguousarray(items)
         return self.residency.publish_batch(items)
 
     def wait(self, sequence: int, n: int = 1, timeout_s: float | None = None) -> None:

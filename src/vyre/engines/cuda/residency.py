@@ -98,6 +98,7 @@ class Residency:
         self._slot_bytes = view(host + offsets[1], SLOT_BYTES * capacity)
         self._slot_words = self._slot_bytes.cast("I")
         self.slots: NDArray[Any] = array_at(host + offsets[1], SLOT_DTYPE, capacity)
+        self._slot_lines: NDArray[Any] = self.slots.view(np.uint64).reshape(capacity, 8)
         self._record_words = view(host + offsets[2], RECORD_BYTES * capacity).cast("Q")
         self.records: NDArray[Any] = array_at(host + offsets[2], RECORD_DTYPE, capacity)
         self._update_words = view(host + offsets[3], 8 * abi.UPDATE_ENTRIES).cast("Q")
@@ -135,6 +136,7 @@ class Residency:
         self.generation = 0
         self.relaunches = 0
         self._heap_bytes = 0
+        self._heaps: list[int] = []
         self._stop_keeper = threading.Event()
         self._keeper = threading.Thread(
             target=_keep, args=(weakref.ref(self), self._stop_keeper), name="vyre-cuda-keeper", daemon=True
@@ -150,7 +152,9 @@ class Residency:
         with self.paused():
             warps = max(self.blocks, 1024) * abi.WARPS_PER_BLOCK
             # The old one is not freed: a free would wait for every other kernel of the process.
-            self._launch["scratch"] = self.device.memory(size * warps)
+            heap = self.device.memory(size * warps)
+            self._heaps.append(heap)
+            self._launch["scratch"] = heap
             self._launch["scratch_bytes"] = size
             self._heap_bytes = size
 
@@ -261,7 +265,6 @@ class Residency:
         self._control[_UPDATES] = self._updates
         dirty, self.arena.dirty = self.arena.dirty, []
         slot = np.zeros(1, SLOT_DTYPE)
-        slot["flags"] = abi.UPDATE_FLAG
         sequence = self._put(slot)
         assert sequence is not None, "the ring has a free slot for updates"
         self.wait(sequence, 1, None)
@@ -305,32 +308,31 @@ class Residency:
             return self._put(items)
 
     def _put(self, items: NDArray[Any]) -> int | None:
+        """A batch is published by the tail alone. The status of its slots stays EMPTY, so that the poller, which trusts
+        a status, never takes one of them before the tail says that all are there; workers look at no status."""
         n, first = len(items), self.published
         at = first & self._mask
+        if n == 0:
+            return first
         if n > self.capacity:
             return None
-        flags = abi.UPDATE_FLAG if self._flush_updates() else 0
-        done = 0
-        pieces = []
-        while done < n:  # at most two pieces: the ring's end and its start
-            count = min(n - done, self.capacity - at)
-            if self._busy_array[at : at + count].any():
-                return None
-            pieces.append((at, done, count))
-            done += count
-            at = 0
-        for at, done, count in pieces:
-            target = self.slots[at : at + count]
-            target["status"] = 0
-            words = target.view(np.uint32).reshape(count, 16)
-            words[:, 1:] = items[done : done + count].view(np.uint32).reshape(count, 16)[:, 1:]
-            words[:, 9] |= ((first + done) >> self._shift & 0xFFFF) << 16
-            if not done:
-                words[0, 9] |= flags
-            self._busy_array[at : at + count] = 1
-        for at, _, count in pieces:
-            self.slots["status"][at : at + count] = _PUBLISHED
-        fences = int((items["opcode"] == _FENCE).sum())
+        self._flush_updates()
+        count = min(n, self.capacity - at)  # at most two pieces: the ring's end and its start
+        busy = self._busy_array
+        if busy[at : at + count].any() or busy[: n - count].any():
+            return None
+        heads = items.view(np.uint64).reshape(n, 8)[:, 0]
+        if (heads.astype(np.uint32)).any():
+            items = items.copy()
+            items["status"] = 0
+            heads = items.view(np.uint64).reshape(n, 8)[:, 0]
+        fences = int(np.count_nonzero(heads == _FENCE << 32))
+        lines = items.view(np.uint64).reshape(n, 8)
+        self._slot_lines[at : at + count] = lines[:count]
+        busy[at : at + count] = 1
+        if count < n:
+            self._slot_lines[: n - count] = lines[count:]
+            busy[: n - count] = 1
         if fences:
             self._fences += fences
             self._control[_FENCES] = self._fences
@@ -433,8 +435,9 @@ class Residency:
         self.leave()
         self.device.wait_for(self.device.stream)
         self._keeper.join(1.0)
-        self.device.free(self._device_memory)
-        for name in ("slots", "records"):
+        for address in (self._device_memory, *self._heaps):
+            self.device.free(address)
+        for name in ("slots", "records", "_slot_lines"):
             setattr(self, name, getattr(self, name)[:0].copy())
         self._control = memoryview(bytearray(256)).cast("Q")
         self.device.free_pinned(self._host)

@@ -37,6 +37,8 @@ D_CALL u32 set_up(u32 base_at) {
   at += KEPT_BYTES * emits;
   u32 room = base_at + launch.shared_bytes - at, width = 32;
   while (width > 1 && p->planes * 32 * width > room) width >>= 1;  // at width 1 it fits: the host has checked
+  // A small item is spread over just as many lanes as make whole vectors of it.
+  while (width > 1 && b->elements <= 4 * width) width >>= 1;
   u64 operands = (u64)(b + 1);
   __syncwarp();
   if (lane == 0) {
