@@ -123,7 +123,7 @@ def run(engine: CudaEngine, report: Report) -> None:
     for _ in range(300):
         engine.residency.leave()
         lapsed.append(float(trips(engine, binding.slot, 1, binding.outputs[0], want)[0]) / 1000)
-    report.add("gpu: the same after the lease has lapsed, p50", lapsed, "us", "", {k: v for k, v in peers[1].items()})
+    report.add("gpu: the same after the lease has lapsed, p50", lapsed, "us", "", peers[1])
     back = []
     for _ in range(200):
         trips(engine, nothing, 20)
