@@ -25,7 +25,7 @@ from typing import Any, Final, NoReturn
 from vyre.errors import CompileError, VerifyError
 from vyre.program.builder import fit_registers
 from vyre.program.compiled import CompiledFunction
-from vyre.program.ir import Accumulator, Instr, Param, Program, Stream
+from vyre.program.ir import Accumulator, Instr, Param, Program, Stream, packed
 from vyre.program.kinds import (
     ARITY,
     BINARY,
@@ -411,8 +411,12 @@ class _Compiler:
         program.__dict__.update(
             name=name, inputs=tuple(self.inputs), outputs=outputs, params=tuple(self.uniform), tables=(),
             accumulators=accumulators, emits=(), registers=tuple(emitter.registers), constants=tuple(emitter.pool),
-            code=tuple(map(_new, repeat(Instr), code)), fuel=fuel, source="", lines=(),
+            fuel=fuel, source="", lines=(),
         )  # fmt: skip
+        if len(emitter.registers) <= MAX_REGISTERS:  # engines want it packed, and nobody may ever look at it otherwise
+            program.__dict__["_packed"] = packed(code)
+        else:
+            program.__dict__["code"] = tuple(map(_new, repeat(Instr), code))
         return program
 
 
@@ -467,7 +471,7 @@ def compile_expression(
         )
     compiler = _Compiler(text, types, params)
     program = compiler.program(name, fuel, compiler.value())
-    count = len(program.code)
+    count = program.instructions
     most = MAX_CODE if max_instructions is None else max_instructions
     if count > most:
         raise CompileError(f"<expression>:1:1: {count} instructions; at most {most}", fix="write a shorter expression")

@@ -7,7 +7,7 @@ Owns: the shape of a program in memory. Leaves to others: whether it is valid (v
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from itertools import chain
@@ -33,6 +33,15 @@ _INSTR = struct.Struct("<HBBBBH")
 @lru_cache
 def _packer(count: int) -> Callable[..., bytes]:
     return struct.Struct("<" + "HBBBBH" * count).pack
+
+
+def packed(code: Sequence[tuple[int, ...]]) -> bytes:
+    """Instructions as a file holds them, 8 bytes each.
+
+    Raises:
+        struct.error: a number that has no room in its field.
+    """
+    return _packer(len(code))(*chain.from_iterable(code))
 
 
 class Stream(NamedTuple):
@@ -121,7 +130,7 @@ class Program:
         """
         found: bytes | None = self.__dict__.get("_packed")
         if found is None:
-            found = self.__dict__["_packed"] = _packer(len(self.code))(*chain.from_iterable(self.code))
+            found = self.__dict__["_packed"] = packed(self.code)
         return found
 
     @property
