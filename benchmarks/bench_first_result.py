@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,7 +48,6 @@ def measure(bench: Bench) -> None:
         if module is None:
             bench.lacks(name)
     x = columns(COUNT)
-    types = dict.fromkeys("abc", vyre.f32)
     with vyre.open("cpu") as session, np.errstate(all="ignore"):
         for operations in (16, 26):
             runs: dict[str, list[float]] = {}
@@ -56,45 +55,60 @@ def measure(bench: Bench) -> None:
             for text, _ in itertools.islice(formulas, 5 if bench.quick else 60):  # the instructions themselves, once
                 session.evaluate(text, x)
 
-            def sample(name: str, call: Callable[[], Any], expected: Any, text: str, runs: Any = runs) -> None:
-                seconds, found = timed(call)
-                if name not in ("JAX", "numba"):  # they may fuse and so round differently: compared below
-                    same(found, expected, text)
-                elif not np.allclose(np.asarray(found), expected, rtol=1e-3, atol=1e-4, equal_nan=True):
-                    bench.note(f"{name} differs from NumPy by more than 1e-3 on one formula")
-                runs.setdefault(name, []).append(seconds)
-
-            for round_ in range(bench.rounds(200, 3)):
-                text, code = next(formulas)
-                expected = eval(code, dict(NUMPY), x)
-                sample("text", lambda text=text: session.evaluate(text, x), expected, text)
-                text2, code2 = next(formulas)
-                expected2 = eval(code2, dict(NUMPY), x)
-                used = {name: x[name] for name in "abc" if name in text2.replace("abs", "")}
-                bytecode = vyre.encode(vyre.expression(text2, {n: types[n] for n in used}).program)
-                sample("bytecode", lambda: session.run(bytecode, used).value, expected2, text2)
-                scope = {**NUMPY, **x}
-                sample("NumPy", lambda: eval(code, scope), expected, text)
-                if numexpr is not None:
-                    spelled, constants = for_numexpr(text)
-                    every = {**x, **constants}
-                    sample("numexpr", lambda: numexpr.evaluate(spelled, every), expected, text)
-                if jax is not None and round_ < bench.rounds(7, 1):
-                    traced = jax.jit(function_of(text, jax.numpy))
-                    traced(*x.values()) if round_ == 0 and operations == 16 else None
-                    if round_ or operations == 26 or bench.quick:
-                        sample("JAX", lambda: jax.block_until_ready(traced(*x.values())), expected, text)
-                if numba is not None and round_ < bench.rounds(5, 0):
-                    jitted = numba.njit(function_of(text, np))
-                    jitted(*x.values()) if round_ == 0 and operations == 16 else None
-                    if round_ or operations == 26:
-                        sample("numba", lambda: jitted(*x.values()), expected, text)
+            for round_ in range(bench.rounds(20, 2)):
+                _block(bench, session, runs, formulas, x, round_, (numexpr, jax, numba))
             milliseconds = {name: [1e3 * s for s in found] for name, found in runs.items()}
             peers = {name: found for name, found in milliseconds.items() if name not in ("text", "bytecode")}
             for way, target in (("text", "<= 0.15"), ("bytecode", "<= 0.1")):
                 name = f"new formula, {operations} operations: {way} -> result on 1,024 f32"
                 bench.add(name, milliseconds[way], "ms", target=target, peers=peers, must=True)
         _crossover(bench, session)
+
+
+def _block(
+    bench: Bench, session: Any, runs: dict[str, list[float]], formulas: Iterator[tuple[str, Any]], x: dict[str, Any],
+    round_: int, peers: tuple[Any, Any, Any],
+) -> None:  # fmt: skip
+    """Some new formulas by each way, taking turns from block to block. Answers are compared behind the clock."""
+    numexpr, jax, numba = peers
+    given = list(itertools.islice(formulas, 2 if bench.quick else 10))
+    expected = [eval(code, {**NUMPY, **x}) for _, code in given]
+
+    def block(name: str, calls: Sequence[Callable[[], Any]], texts: Sequence[str], answers: Sequence[Any]) -> None:
+        found = [timed(call) for call in calls]
+        runs.setdefault(name, []).extend(seconds for seconds, _ in found)
+        for (_, answer), right, text in zip(found, answers, texts, strict=True):
+            if name not in ("JAX", "numba"):  # they may fuse and so round differently
+                same(answer, right, text)
+            elif not np.allclose(np.asarray(answer), right, rtol=1e-3, atol=1e-4, equal_nan=True):
+                bench.note(f"{name} differs from NumPy by more than 1e-3 where a formula cancels")
+
+    texts = [text for text, _ in given]
+    block("text", [lambda text=text: session.evaluate(text, x) for text in texts], texts, expected)
+    others = list(itertools.islice(formulas, len(given)))
+    programs = []
+    for text, code in others:
+        used = {name: x[name] for name in "abc" if name in code.co_names}
+        programs.append((vyre.encode(vyre.expression(text, dict.fromkeys(used, vyre.f32)).program), used))
+    block(
+        "bytecode",
+        [lambda code=code, used=used: session.run(code, used).value for code, used in programs],
+        [text for text, _ in others],
+        [eval(code, {**NUMPY, **x}) for _, code in others],
+    )
+    scope = {**NUMPY, **x}
+    block("NumPy", [lambda code=code: eval(code, scope) for _, code in given], texts, expected)
+    if numexpr is not None:
+        spelled = [for_numexpr(text) for text in texts]
+        calls = [lambda text=text, k=k: numexpr.evaluate(text, {**x, **k}) for text, k in spelled]
+        block("numexpr", calls, texts, expected)
+    if jax is not None and round_ < bench.rounds(3, 1):
+        traced = [jax.jit(function_of(text, jax.numpy)) for text in texts]
+        calls = [lambda f=f: jax.block_until_ready(f(*x.values())) for f in traced]
+        block("JAX", calls, texts, expected)
+    if numba is not None and round_ < bench.rounds(2, 0):
+        jitted = [numba.njit(function_of(text, np)) for text in texts]
+        block("numba", [lambda f=f: f(*x.values()) for f in jitted[:5]], texts[:5], expected[:5])
 
 
 def _crossover(bench: Bench, session: Any) -> None:

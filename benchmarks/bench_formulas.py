@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import Bench, compiled, geometric_mean, interleave, main, peer
+from common import Bench, arena, compiled, geometric_mean, interleave, main, peer
 from random_formulas import NUMPY, columns, for_numexpr, function_of, numpy_code
 
 import vyre
@@ -121,7 +121,11 @@ def measure(bench: Bench) -> None:
     c = CInterpreter(library) if library else None
     if numexpr is not None:
         numexpr.set_num_threads(1)
-    every = columns((1 << 16) + 5 if bench.quick else 4 << 20)
+    n = (1 << 16) + 5 if bench.quick else 4 << 20
+    *places, out = arena(4, n)
+    every = dict(zip("abc", places, strict=True))
+    for name, column in columns(n).items():
+        every[name][:] = column
     wanted = {k: FORMULAS[k] for k in (1, 8, 30)} if bench.quick else FORMULAS
     cores = len(os.sched_getaffinity(0))
     ratios: dict[str, dict[int, list[float]]] = {}
@@ -132,7 +136,7 @@ def measure(bench: Bench) -> None:
             expression = vyre.expression(text, dict.fromkeys(x, vyre.f32))
             if operations(expression) != count:
                 raise SystemExit(f"{text} has {operations(expression)} operations, not {count}")
-            runs = _one(bench, count, text, code, x, expression, (one, two), c, numexpr, jax, numba)
+            runs = _one(bench, count, text, code, x, out, expression, (one, two), c, numexpr, jax, numba)
             for name, found in runs.items():
                 if name not in ("vyre",):
                     ratios.setdefault(name, {})[count] = [b / a for a, b in zip(runs["vyre"], found, strict=False)]
@@ -165,36 +169,34 @@ def measure(bench: Bench) -> None:
 
 
 def _one(
-    bench: Bench, count: int, text: str, code: Any, x: dict[str, Any], expression: Any, sessions: tuple[Any, Any],
+    bench: Bench, count: int, text: str, code: Any, x: dict[str, Any], out: Any, expression: Any, sessions: tuple[Any, Any],
     c: CInterpreter | None, numexpr: Any, jax: Any, numba: Any,
 ) -> dict[str, list[float]]:  # fmt: skip
     """Seconds of each way to compute one formula, its answers compared. One row."""
-    n = len(next(iter(x.values())))
-    outs = {name: np.empty(n, np.float32) for name in ("vyre", "vyre, 2 threads", "C", "numexpr", "NumPy", "numba")}
-    bound = [s.bind(expression, x, out=outs[name]) for s, name in zip(sessions, outs, strict=False)]
+    n = len(out)
+    bound = [each.bind(expression, x, out=out) for each in sessions]
     candidates: dict[str, Callable[[], Any]] = {"vyre": bound[0].run, "vyre, 2 threads": bound[1].run}
     if c is not None:
-        candidates["C"] = c.program(expression, x, outs["C"])
+        candidates["C"] = c.program(expression, x, out)
     if numexpr is not None:
         spelled, constants = for_numexpr(FOR_NUMEXPR.get(count, text))
         scope = {**x, **constants}
-        candidates["numexpr"] = lambda: numexpr.evaluate(spelled, scope, out=outs["numexpr"])
-    if count == 1:
-        candidates["NumPy"] = lambda: np.add(x["a"], x["b"], out=outs["NumPy"])
-    else:
-        names = {**NUMPY, **x}
-        candidates["NumPy"] = lambda: np.copyto(outs["NumPy"], eval(code, names)) if bench.quick else eval(code, names)
+        candidates["numexpr"] = lambda: numexpr.evaluate(spelled, scope, out=out)
+    names = {**NUMPY, **x}
+    candidates["NumPy"] = (lambda: np.add(x["a"], x["b"], out=out)) if count == 1 else (lambda: eval(code, names))
     if jax is not None:
         traced = jax.jit(function_of(text, jax.numpy))
         there = [jax.device_put(x.get(name, next(iter(x.values())))) for name in "abc"]
         candidates["JAX jit"] = lambda: jax.block_until_ready(traced(*there))
     if numba is not None:
-        candidates["numba"] = numba_loop(numba, text, x, outs["numba"])
-    for call in candidates.values():
+        candidates["numba"] = numba_loop(numba, text, x, out)
+    expected = eval(code, names)
+    for name, call in candidates.items():
+        out[:] = 0
         call()
-    expected = eval(code, {**NUMPY, **x})
-    for name in ("vyre", "vyre, 2 threads", "C", "numexpr"):
-        if name in candidates and not np.array_equal(outs[name].view(np.uint32), expected.view(np.uint32)):
+        if name in ("vyre", "vyre, 2 threads", "C", "numexpr") and not np.array_equal(
+            out.view(np.uint32), expected.view(np.uint32)
+        ):
             raise SystemExit(f"{name} gives another answer than NumPy for {text}")
     runs = interleave(candidates, bench.rounds(11))
     for one in bound:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import mmap
 import os
 import resource
 import shutil
@@ -20,6 +21,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
+
+import numpy as np
 
 from vyre.bench import schema
 
@@ -146,6 +149,20 @@ class Bench:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
+
+
+def arena(arrays: int, count: int) -> list[Any]:
+    """Arrays of float32 side by side in one mapping, in pages of 2 MiB where the kernel gives them, already touched.
+
+    So that a benchmark of arithmetic measures neither page faults nor the luck of where arrays lie.
+    """
+    stride = -(-4 * count // 4096) * 4096 + 4096 + 256
+    memory = mmap.mmap(-1, arrays * stride + (2 << 20))
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    whole = np.frombuffer(memory, np.uint8)
+    whole[:] = 0
+    start = -whole.ctypes.data % (2 << 20)
+    return [whole[start + i * stride :][: 4 * count].view(np.float32) for i in range(arrays)]
 
 
 def round_to(value: float) -> float:
