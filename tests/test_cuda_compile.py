@@ -77,11 +77,19 @@ def test_sources_use_no_read_only_loads() -> None:
 def test_every_numeric_instruction_has_a_case_once() -> None:
     light = [line for line in handlers.light_cases().splitlines() if line]
     heavy = [line for line in handlers.heavy_cases().splitlines() if line]
-    names = [re.match(r"\w+\(\d+, (\w+),", line).group(1) for line in [*light, *heavy]]  # type: ignore[union-attr]
+    names = [found[1] for each in [*light, *heavy] if (found := re.match(r"\w+\(\d+, (\w+),", each))]
     numeric = [
         op.name.replace(".", "_") for op in OPCODES if op.group is Group.numeric and "reinterpret" not in op.name
     ]
     assert sorted(names) == sorted(numeric)
+
+
+def test_a_short_cut_stands_for_one_handler_and_form() -> None:
+    numbers = list(handlers.HOT.values())
+    assert len(set(numbers)) == len(numbers)
+    assert 0 not in numbers, "a record without a short cut has 0"
+    cases = re.findall(r"^(?:\w+\(|case )(\d+)", handlers.hot_cases(), re.MULTILINE)
+    assert sorted(map(int, cases)) == sorted(numbers)
 
 
 def test_the_header_says_what_the_tables_say() -> None:
