@@ -18,8 +18,6 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from hashlib import blake2b
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -39,6 +37,7 @@ from vyre.engines.cpu.abi import (
 )
 from vyre.engines.cpu.cores import available_cores
 from vyre.engines.cpu.image import Image
+from vyre.engines.cpu.kept import kept_ir
 from vyre.errors import ArenaFull, EngineUnavailable, ProgramError, SessionClosed
 from vyre.program.verifier import Verified
 from vyre.ring.layout import (
@@ -66,6 +65,7 @@ from vyre.store import Store
 if TYPE_CHECKING:
     from vyre.engines.base import Operands
     from vyre.engines.cpu.items import CpuItem
+    from vyre.native import Unit
 
 WAITERS: Final = 32
 """User threads that can run work at the same time; more of them take turns."""
@@ -120,32 +120,15 @@ def natives(store: Store | None) -> Natives:
     arch = platform.machine()
     if arch not in ("x86_64", "aarch64"):
         raise EngineUnavailable(f"engine cpu runs on x86_64 and aarch64, not on {arch}", fix="take engine reference")
-    addresses = compile_ir(_protocol_ir(arch, store), list(EXPORTS), store)
+    addresses = compile_ir(kept_ir(_protocol, arch, EXPORTS, store), list(EXPORTS), store)
     word = ctypes.c_uint64
     return Natives(**{n: ctypes.CFUNCTYPE(word, *[word] * k)(addresses[n]) for n, k in EXPORTS.items()})
 
 
-def _protocol_ir(arch: str, store: Store | None) -> str:
-    """IR of the native functions: from the store while no source that it could come from has changed.
+def _protocol() -> Unit:
+    from vyre.engines.cpu.worker import worker_unit  # not at the top: most processes find its IR in the store
 
-    Lowering them takes 60 ms and more, which a process that starts need not spend twice.
-    """
-    root = Path(__file__).resolve().parents[2]
-    sources = [root / "native.py", root / "program" / "opcodes.py"]
-    sources += [*sorted((root / "ring").glob("*.py")), *sorted((root / "engines" / "cpu").glob("*.py"))]
-    digest = blake2b(f"{arch} {sorted(EXPORTS)}".encode(), digest_size=32)
-    for path in sources:
-        digest.update(path.read_bytes())
-    key = b"protocol ir " + digest.digest()
-    kept = store.get(key) if store is not None else None
-    if kept is not None:
-        return kept.decode()
-    from vyre.engines.cpu.worker import worker_unit
-
-    text = worker_unit.ir(arch, EXPORTS)
-    if store is not None:
-        store.put(key, text.encode())
-    return text
+    return worker_unit
 
 
 class BindingBlock:

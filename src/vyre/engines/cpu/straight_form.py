@@ -17,6 +17,7 @@ from typing import Any, Final
 from vyre.engines.cpu import jit, plan
 from vyre.engines.cpu import straight_layout as s
 from vyre.engines.cpu.handlers import Form
+from vyre.engines.cpu.kept import kept_ir
 from vyre.engines.cpu.straight import lower_straight, straight
 from vyre.engines.cpu.straight_check import check, check_straight
 from vyre.native import Unit
@@ -209,7 +210,7 @@ def _compiled(store: jit.ObjectStore | None) -> tuple[_Native, _Native] | None:
     if arch not in ("x86_64", "aarch64"):
         return None
     names = [check_straight.__name__, lower_straight.__name__]
-    addresses = jit.compile_ir(Unit("first use", check, straight).ir(arch, names), names, store)
+    addresses = jit.compile_ir(kept_ir(lambda: Unit("first use", check, straight), arch, names, store), names, store)
     # They are over sooner than giving up the GIL and taking it back would be.
     kind = ctypes.PYFUNCTYPE(ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_char_p, ctypes.c_char_p)
     checks: _Native = kind(addresses[names[0]])
