@@ -29,6 +29,7 @@ CTX_ACCS: Final = 72  # u64: address of u64[accumulators]: this tile's results, 
 CTX_PARTIALS: Final = 80  # u64: address of f64[LANES] per accumulator (stride PARTIAL_BYTES), for float sums
 CTX_BINS: Final = 88  # u64: address of one u64 per accumulator: address of this worker's i64[bins] of a histogram
 CTX_EMITS: Final = 96  # u64: address of {address u64, count u64} per emit: this tile's segment and what it holds
+CTX_STREAM: Final = 104  # u64: not 0: outputs are larger than the caches, write them around these
 CTX_BYTES: Final = 128
 
 FAULT_NONE: Final = 0xFFFF_FFFF_FFFF_FFFF

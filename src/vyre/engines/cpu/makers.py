@@ -46,6 +46,11 @@ def put(type_: str, masked: bool = False) -> str:
     return fill("skeletons", "put.masked" if masked else "put", T=type_, A=_BYTES[type_])
 
 
+def put_past(type_: str) -> str:
+    """Element text, wide only: this block of the result, which starts a cache line, := %e.r, not into the caches."""
+    return fill("skeletons", "put.past", T=type_)
+
+
 def call(result: str, to: str, symbol: str, *args: tuple[str, str]) -> str:
     """Element text: %e.<to> := the body ``symbol`` of (type, name) arguments."""
     return f'  %e.{to} = call {result} @"{symbol}"({", ".join(f"{t} %{n}" for t, n in args)})'
@@ -73,8 +78,11 @@ def elementwise(
             element.append(fetch(x, type_))
             values.append((type_, f"e.{x}"))
     text.operand("d")
-    element += [call(result, "r", one.symbol, *values), put(result)]
-    text.loop("\n".join(element))
+    element.append(call(result, "r", one.symbol, *values))
+    if light:
+        text.loop_past_caches("\n".join([*element, put(result)]), "\n".join([*element, put_past(result)]))
+    else:
+        text.loop("\n".join([*element, put(result)]))
     return text.leave()
 
 

@@ -37,6 +37,7 @@ attributes #2 = { noinline nounwind "no-builtins" }
 attributes #3 = { nounwind "no-builtins"$WIDTH }
 !0 = distinct !{!0, !{!"llvm.loop.vectorize.enable", i1 false}, !{!"llvm.loop.unroll.disable"}}
 !1 = !{!"branch_weights", i32 1, i32 1000}
+!2 = !{i32 1}
 """
 
 _HALF_WIDTH: Final = ' "prefer-vector-width"="256" "min-legal-vector-width"="0"'
@@ -145,6 +146,14 @@ class Text:
     def loop(self, element: str, label: str = "each") -> None:
         """Do ``element`` to each lane and go on after the loop."""
         self.loop_split(*per_lane(element, label, self.lanes), label)
+
+    def loop_past_caches(self, element: str, past: str, label: str = "each") -> None:
+        """The same, or ``past`` for blocks of an output that is larger than the caches."""
+        wide, single = per_lane(element, label, self.lanes)
+        away, _ = per_lane(past, f"{label}.past", self.lanes)
+        values = {"n": self.n, "lanes": self.lanes, "wide": wide, "past": away, "single": single}
+        self.section("lanes.stream", L=label, **values)
+        self.before = f"{label}.end"
 
     def loop_split(self, wide: str, single: str, label: str = "each") -> None:
         """The same from two forms, for an element that knows its position."""

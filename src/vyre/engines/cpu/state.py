@@ -60,7 +60,8 @@ I_ACC_IDENTITIES: Final = 120  # u64: address of u64[accs], what a tile starts f
 I_ACC_BINS: Final = 128  # u64: address of u64[accs]
 I_HISTOGRAMS: Final = 136  # u64: accumulators that are histograms
 I_LANES: Final = 144  # u64: lanes that handlers are given at once: a tile, or more where no tile is kept in scratch
-IMAGE_WORDS: Final = 19
+I_STREAM: Final = 152  # u64: with more elements bound than this, outputs are written around the caches
+IMAGE_WORDS: Final = 20
 
 FOLD_ADD: Final = 1  # i64 sums and counts
 FOLD_SUM: Final = 2  # f64 sums, by span

@@ -17,6 +17,7 @@ from vyre.engines.cpu.abi import (
     CTX_FUEL,
     CTX_N,
     CTX_PARAMS,
+    CTX_STREAM,
     CTX_TABLES,
     FAULT_ELEMENT_SHIFT,
     FAULT_NONE,
@@ -91,6 +92,7 @@ from vyre.engines.cpu.state import (
     I_OUTPUTS,
     I_PARAMS,
     I_PROLOGUE,
+    I_STREAM,
     I_USES_FUEL,
     INPUT_BYTES,
     J_BINDING,
@@ -132,6 +134,7 @@ from vyre.native import (
     f64_add,
     f64_max,
     f64_min,
+    fence,
     fetch_add32,
     fetch_add64,
     fetch_min64,
@@ -369,6 +372,22 @@ def first_lanes(worker: int, image: int, lanes: int) -> int:
 
 
 @worker_unit.function
+def streams(worker: int, image: int, binding: int) -> int:
+    """1 when outputs are to be written around the caches: the operands are larger, and no output is also an input."""
+    if load64(binding + B_ELEMENTS) <= load64(image + I_STREAM):
+        return 0
+    i = 0
+    while i < load64(image + I_OUTPUTS):
+        k = 0
+        while k < load64(image + I_INPUTS):
+            if load64(worker + W_PTRS + 8 * (PTR_INPUTS + k)) == load64(worker + W_PTRS + 8 * (PTR_OUTPUTS + i)):
+                return 0
+            k += 1
+        i += 1
+    return 1
+
+
+@worker_unit.function
 def run_tiles(engine: int, worker: int, slot: int, image: int, binding: int, first: int, count: int) -> int:
     """Run elements [first, first + count) of a binding, first a multiple of 1,024. FAULT_NONE or a packed fault.
 
@@ -390,6 +409,8 @@ def run_tiles(engine: int, worker: int, slot: int, image: int, binding: int, fir
         base = load64(load64(binding + B_OUTPUTS) + 8 * i)
         store64(worker + W_PTRS + 8 * (PTR_OUTPUTS + i), base + offset * load64(load64(image + I_OUTPUT_SIZES) + 8 * i))
         i += 1
+    stream = streams(worker, image, binding)
+    store64(worker + CTX_STREAM, stream)
     store64(worker + CTX_PARAMS, load64(binding + B_PARAMS))
     if slot != 0 and (load32(slot + S_FLAGS) & FLAG_INLINE_PARAMS) != 0:
         params = load64(image + I_PARAMS)
@@ -414,8 +435,9 @@ def run_tiles(engine: int, worker: int, slot: int, image: int, binding: int, fir
     prologue = load64(image + I_PROLOGUE)
     if prologue != 0:
         run_ops(worker, prologue)
-    if count > LANES and accs + emits == 0 and outputs != 0:
-        # Nothing depends on where tiles are cut: cut the first one so that stores fall on whole cache lines.
+    if stream != 0 and count > LANES and accs + emits == 0:
+        # Nothing depends on where tiles are cut: cut the first one so that stores fall on whole cache lines. They must to go
+        # around the caches; a cut for the sake of stores into caches was not worth it.
         n = first_lanes(worker, image, lanes)
         if n > count:
             n = count
@@ -436,6 +458,8 @@ def run_tiles(engine: int, worker: int, slot: int, image: int, binding: int, fir
         run_ops(worker, body)
         fault = load64(worker + CTX_FAULT)
         if fault != FAULT_NONE:
+            if stream != 0:
+                fence()
             return fault
         if accs != 0:
             copy(load64(binding + B_TILE_RESULTS) + 8 * accs * tile, worker + W_ACCS, 8 * accs)
@@ -463,6 +487,9 @@ def run_tiles(engine: int, worker: int, slot: int, image: int, binding: int, fir
             entry = worker + W_PTRS + 8 * (PTR_OUTPUTS + i)
             store64(entry, load64(entry) + step * load64(load64(image + I_OUTPUT_SIZES) + 8 * i))
             i += 1
+    if stream != 0:
+        # Such stores are not ordered by a release: they must be out before anybody can hear that the item is complete.
+        fence()
     if histograms != 0:
         merge_histograms(worker, image, binding)
     return FAULT_NONE

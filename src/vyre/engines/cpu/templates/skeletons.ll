@@ -75,6 +75,11 @@ leave:
   %e.r.p = getelementptr $T, ptr %d.base, i64 %e.i
   store $T %e.r, ptr %e.r.p, align $A
 
+; Past the caches: a whole block that starts a cache line.
+;; put.past
+  %e.r.p = getelementptr $T, ptr %d.base, i64 %e.i
+  store $T %e.r, ptr %e.r.p, align 64, !nontemporal !2
+
 ; Lanes that do not take part keep what is there.
 ;; put.masked
   %e.r.p = getelementptr $T, ptr %d.base, i64 %e.i
@@ -90,6 +95,46 @@ leave:
   br i1 %$L.few, label %$L.rest, label %$L.block
 $L.block:
   %$L.v.i = phi i64 [ 0, %$from ], [ %$L.v.i.next, %$L.block ]
+$wide
+  %$L.v.i.next = add nuw nsw i64 %$L.v.i, $lanes
+  %$L.more.v = icmp ult i64 %$L.v.i.next, %$L.whole
+  br i1 %$L.more.v, label %$L.block, label %$L.rest
+$L.rest:
+  %$L.done = icmp eq i64 %$L.whole, $n
+  br i1 %$L.done, label %$L.end, label %$L.one
+$L.one:
+  %$L.s.i = phi i64 [ %$L.whole, %$L.rest ], [ %$L.s.i.next, %$L.one ]
+$single
+  %$L.s.i.next = add nuw nsw i64 %$L.s.i, 1
+  %$L.more.s = icmp ult i64 %$L.s.i.next, $n
+  br i1 %$L.more.s, label %$L.one, label %$L.end, !llvm.loop !0
+$L.end:
+
+; The same for a result that may be an output larger than the caches: stores go around these then, which saves reading the
+; lines first. Only to lines that blocks fill; what reads the output again would wait for memory, see Image.
+;; lanes.stream
+  %$L.whole = and i64 $n, -$lanes
+  %$L.few = icmp eq i64 %$L.whole, 0
+  br i1 %$L.few, label %$L.rest, label %$L.way
+$L.way:
+  %stream.at = getelementptr i8, ptr %ctx, i64 $CTX_STREAM
+  %stream.word = load i64, ptr %stream.at, align 8
+  %stream.large = icmp ne i64 %stream.word, 0
+  %stream.output = icmp uge i32 %d.number, $PTR_OUTPUTS
+  %stream.address = ptrtoint ptr %d.base to i64
+  %stream.low = and i64 %stream.address, 63
+  %stream.line = icmp eq i64 %stream.low, 0
+  %stream.may = and i1 %stream.large, %stream.output
+  %stream = and i1 %stream.may, %stream.line
+  br i1 %stream, label %$L.past, label %$L.block, !prof !1
+$L.past:
+  %$L.past.v.i = phi i64 [ 0, %$L.way ], [ %$L.past.v.i.next, %$L.past ]
+$past
+  %$L.past.v.i.next = add nuw nsw i64 %$L.past.v.i, $lanes
+  %$L.past.more.v = icmp ult i64 %$L.past.v.i.next, %$L.whole
+  br i1 %$L.past.more.v, label %$L.past, label %$L.rest
+$L.block:
+  %$L.v.i = phi i64 [ 0, %$L.way ], [ %$L.v.i.next, %$L.block ]
 $wide
   %$L.v.i.next = add nuw nsw i64 %$L.v.i, $lanes
   %$L.more.v = icmp ult i64 %$L.v.i.next, %$L.whole
