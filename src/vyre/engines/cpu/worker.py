@@ -881,7 +881,8 @@ def work_on(engine: int, worker: int, job: int, until: int) -> int:
         tiles = load64(job + J_TILES)
         grain = load64(job + J_GRAIN)
         slot = slot_address(ring, sequence)
-        while until == 0 or now_ns() < until:
+        # One claim at least: a caller who only ever looks must get on where there is nobody else.
+        while ran == 0 or until == 0 or now_ns() < until:
             tile = fetch_add64(job + J_CURSOR, grain)
             if tile >= tiles:
                 break
