@@ -61,7 +61,7 @@ class Ticket:
         return True
 
     def done(self) -> bool:
-        """True when ``result()`` will not wait. Never waits itself; may run a small item while it looks."""
+        """True when ``result()`` will not wait. Never waits itself."""
         if self._raw is None and self.session.closed:
             return True
         return self._collected_or_collect(0)
