@@ -91,7 +91,7 @@ assert max(HOT.values()) <= 255, "a short cut is a byte"
 
 
 def hot_cases() -> str:
-    """C text: the short cuts, for the first switch of kernel/interpret.cuh."""
+    """C text: the short cuts, for the first switch of kernel/interpret.cuh; all other bytes go the long way."""
     ops = {op.name: op for op in NUMERIC}
     lines = [
         _line(op, "HOT_", "", HOT[HANDLERS[op.name.replace(".", "_")], 0]) for op in NUMERIC if op.name not in HEAVY
@@ -100,6 +100,8 @@ def hot_cases() -> str:
         for form in (1, 2, 3):
             lines.append(_line(ops[name], "HOT_", _FORMS[form], HOT[HANDLERS[name.replace(".", "_")], form]))
     lines += [f"case {HOT[HANDLERS[name], 0]}: {{ SHORT_{name} }} continue;\n" for name in _STREAMS]
+    used = set(HOT.values())
+    lines.append(" ".join(f"case {n}:" for n in range(256) if n not in used) + " break;\n")
     return "".join(lines)
 
 

@@ -42,7 +42,6 @@ _LEFT, _FINAL, _UNFINISHED, _BROKEN, _APPLIED = (
     _FIELDS[n] for n in ("left", "final_tail", "unfinished", "broken", "applied")
 )
 _FENCE: Final = int(Opcode.BATCH_FENCE)
-_FENCE_BYTES: Final = _FENCE.to_bytes(4, "little")
 _PUBLISHED: Final = int(Status.PUBLISHED)
 THREADS: Final = abi.WARP * abi.WARPS_PER_BLOCK
 KEEPER_S: Final = 0.005
@@ -273,31 +272,38 @@ class Residency:
 
     def publish(self, slot: bytes) -> int | None:
         """Publish one slot of 64 bytes whose status is EMPTY and flags have no lap. None when the ring is full."""
-        with self.lock:
+        lock = self.lock
+        lock.acquire()
+        try:
             if self.closed:
                 raise SessionClosed("this engine is closed", fix="open a new session")
             sequence = self.published
             at = sequence & self._mask
-            if self._busy[at]:
+            busy = self._busy
+            if busy[at]:
                 return None
-            words = self._slot_words
-            base = 16 * at
             lap = (sequence >> self._shift & 0xFFFF) << 16
             if self.arena.dirty and self._flush_updates():
                 lap |= abi.UPDATE_FLAG
-            self._slot_bytes[64 * at : 64 * at + 64] = slot  # its status is EMPTY
+            words = self._slot_words
+            base = at << 4
+            place = at << 6
+            self._slot_bytes[place : place + 64] = slot  # its status is EMPTY
             # Flags behind the words of their sector, status behind everything: what a poller relies on.
-            words[base + 9] |= lap
-            self._busy[at] = 1
+            if lap:
+                words[base + 9] |= lap
+            busy[at] = 1
             words[base] = _PUBLISHED
             self.published = sequence + 1
-            c = self._control
-            if slot[4:8] == _FENCE_BYTES:
+            control = self._control
+            if words[base + 1] == _FENCE:
                 self._fences += 1
-                c[_FENCES] = self._fences
-            c[_TAIL] = sequence + 1
-            if c[_LEFT] == self.generation:
+                control[_FENCES] = self._fences
+            control[_TAIL] = sequence + 1
+            if control[_LEFT] == self.generation:
                 self.look()
+        finally:
+            lock.release()
         return sequence
 
     def publish_batch(self, items: NDArray[Any]) -> int | None:

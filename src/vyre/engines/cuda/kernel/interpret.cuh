@@ -148,7 +148,6 @@ D void interpret(u32 base_at) {
     read8(b, OPERAND_B, STEP(r.y));
     switch (r.x & 0xFF) {
 #include "hot_cases.cuh"
-      default: break;
     }
     if (r.x & (LOAD_A32 | LOAD_A64)) {
       u32 o = r.z & 0xFFFF;

@@ -16,19 +16,17 @@ D Operand operand_of(const Frame& f, u32 i) {
   return o;
 }
 
-// Bring [element, element + 8 * 32 lanes) of the inputs that lie in device memory into the second-level cache.
+// Bring the tile that begins at `element` of the inputs that lie in device memory into the second-level cache.
 D_CALL void fetch_ahead(const Frame& f, u64 element, u32 lane) {
+  const u64 left = f.end - element;
   for (u32 i = 0; i < f.inputs; ++i) {
     uint4 d = i < IO_IN_SHARED ? get128(f.io_at + 16 * i) : ((const uint4*)f.operands)[i];
     if (!(d.w & IN_DEVICE_MEMORY)) continue;
-    u32 kind = d.w & 0xFF;
-    u32 size = kind == MEM_I64 || kind == MEM_F64 || kind == MEM_U64 ? 8 : kind == MEM_I32 || kind == MEM_F32 || kind == MEM_U32 ? 4 : kind == MEM_I8 || kind == MEM_U8 || kind == MEM_BOOL ? 1 : 2;
-    u64 at = element + 8 * lane;
-    if (lane < f.width && at < f.end) {
-      u64 p = join(d.x, d.y) + (at - f.base) * size;
-      asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
-      if (size == 8) asm volatile("prefetch.global.L2 [%0];" ::"l"(p + 32));
-    }
+    const u32 kind = d.w & 0xFF;
+    const u32 shift = kind == MEM_I64 || kind == MEM_F64 || kind == MEM_U64 ? 3 : kind == MEM_I32 || kind == MEM_F32 || kind == MEM_U32 ? 2 : kind == MEM_I8 || kind == MEM_U8 || kind == MEM_BOOL ? 0 : 1;
+    const u32 bytes = (u32)(left < TILE ? left : TILE) << shift;
+    const u64 p = join(d.x, d.y) + ((element - f.base) << shift);
+    for (u32 at = 32 * lane; at < bytes; at += 1024) asm volatile("prefetch.global.L2 [%0];" ::"l"(p + at));
   }
 }
 

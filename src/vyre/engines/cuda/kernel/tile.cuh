@@ -169,12 +169,11 @@ D_CALL void run_tile(u32 base_at, u64 tile, u64 ahead) {
   u64 end = f.end;
   u32 count = (u32)(end - tile < TILE ? end - tile : TILE);
   for (u32 i = lane; i < f.emits; i += 32) put32(f.kept_at + i * KEPT_BYTES + 128, 0);
+  if (ahead < end) fetch_ahead(f, ahead, lane);
   const bool has_sums = f.float_sums != 0, has_emits = f.emits != 0, has_loops = f.fuel_plane != NO_PLANE;
   u32 from = 0;
   for (; from < count; from += step) {
     if (f.fault >> 20 < tile + from) break;  // a lower element has trapped: what follows cannot matter
-    u64 then = from + step < count ? tile + from + step : ahead;
-    if (then < end) fetch_ahead(f, then, lane);
     if (lane == 0) { f.pass = tile + from; if (has_loops) f.deadline = now_ns() + TILE_NS; }
     if (lane < width) {
       if (has_loops) {
