@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import struct
 from array import array
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Final
 
 from vyre.engines.cuda import abi
@@ -52,6 +53,9 @@ def _swap_of(op: Op) -> int:
     if stem in _SWAPPED:
         return HANDLERS[f"{kind}_{_SWAPPED[stem]}{'_' + sign if sign else ''}"]
     return HANDLERS[f"{kind}_{verb}"] if stem in _COMMUTES else -1
+
+
+_WIDE: Final = {t: _wide(t) for t in Type}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +98,7 @@ def _plan(op: Op) -> _Plan:
     )
 
 
+_FUNCTIONS: Final = frozenset(FUNCTION_NAMES)
 _PLANS: Final = {op.code: _plan(op) for op in OPCODES}
 _NAMES: Final = {op.code: op.name for op in OPCODES}
 _CONST: Final = frozenset(op.code for op in OPCODES if op.name.endswith(".const"))
@@ -155,7 +160,6 @@ class Image:
     float_sums: tuple[int, ...]
     planes: int
     records: int
-    lines: list[tuple[int, ...]] = field(default_factory=list, repr=False)
 
 
 class _Records:
@@ -176,7 +180,7 @@ def lower(program: Program) -> Image:
     function_tables = len(program.tables)
     origin: Any = None
     extra: tuple[tuple[int, ...], ...] = ()
-    if any(i.op in FUNCTION_NAMES for i in program.code):
+    if not _FUNCTIONS.isdisjoint(map(itemgetter(0), program.code)):
         program, origin, extra = inline(program)
     return _Pass(program, analyse(program), origin, function_tables, extra).run()
 
@@ -197,7 +201,7 @@ class _Pass:
         for contents in extra:
             self.table_at.append(len(self.pool))
             self.pool += contents
-        self.wide = [_wide(t) for t in program.registers]
+        self.wide = [_WIDE[t] for t in program.registers]
         self.records = _Records()
         # By width: register in the accumulator, and the record and pc that left it there unstored (-1: it is stored).
         self.held = [-1, -1]
@@ -209,6 +213,7 @@ class _Pass:
         self.params: list[int] = []
         self.relocate: list[tuple[int, int]] = []  # record, field: targets that are still pcs
         self.has_loop = False
+        self.depth = self.blocks = 0
         self.heavy = False
 
     # --- places ---------------------------------------------------------------------------------------------------
@@ -315,11 +320,12 @@ class _Pass:
         program = self.program
         self.find_uniforms()
         at: list[int] = []
+        methods = _METHODS
         for pc, instr in enumerate(program.code):
             at.append(len(self.records.rows))
             plan = _PLANS[instr.op]
             shown = pc if self.origin is None else self.origin[pc]
-            getattr(self, "on_" + plan.what.replace("br_if", "br"))(pc, shown << 16, instr, plan)
+            methods[instr.op](self, pc, shown << 16, instr, plan)
         return self.finish(at)
 
     def on_light(self, pc: int, shown: int, instr: Any, plan: _Plan) -> None:
@@ -437,7 +443,12 @@ class _Pass:
     def on_return(self, pc: int, shown: int, instr: Any, plan: _Plan) -> None:
         self.records.add(HANDLERS["RETURN"], 0, 0, shown)
 
+    def open_block(self) -> None:
+        self.blocks += 1
+        self.depth = max(self.depth, self.blocks)
+
     def on_if(self, pc: int, shown: int, instr: Any, plan: _Plan) -> None:
+        self.open_block()
         flags, z = self.first_operand(instr.a, pc)
         self.leave(pc, True)
         to = instr.imm
@@ -452,11 +463,13 @@ class _Pass:
         self.records.add(HANDLERS["ELSE"], 0, 0, shown)
 
     def on_end(self, pc: int, shown: int, instr: Any, plan: _Plan) -> None:
+        self.blocks -= 1
         self.leave(pc, False)
         self.records.add(HANDLERS["END"], 0, 0, shown)
 
     def on_loop(self, pc: int, shown: int, instr: Any, plan: _Plan) -> None:
         self.has_loop = True
+        self.open_block()
         self.leave(pc, False)
         self.records.add(HANDLERS["LOOP"], 0, 0, shown)
 
@@ -598,21 +611,12 @@ class _Pass:
                 if i + page < len(rows):
                     padded.append([HANDLERS["PAGE"] << 8, 0, 0, 0])
             rows = padded
-        depth = 0
-        open_blocks = 0
-        for instr in program.code:
-            what = _PLANS[instr.op].what
-            if what in ("if", "loop"):
-                open_blocks += 1
-                depth = max(depth, open_blocks)
-            elif what == "end":
-                open_blocks -= 1
         quick = not self.has_loop and len(rows) <= _QUICK_RECORDS and not any(a.bins for a in program.accumulators)
         slots = len(self.slots) + len(self.params)
         io = len(program.inputs) + len(program.outputs)
         data = struct.pack(
             "<16I",
-            abi.MAGIC_PROGRAM, 0, len(rows), slots, len(self.slots), planes, depth, program.fuel, fuel_plane, io,
+            abi.MAGIC_PROGRAM, 0, len(rows), slots, len(self.slots), planes, self.depth, program.fuel, fuel_plane, io,
             self.tables, len(accs), len(emits), len(float_sums), len(self.pool),
             (abi.PROGRAM_QUICK if quick else 0) | len(program.inputs) << 8,
         )  # fmt: skip
@@ -627,13 +631,12 @@ class _Pass:
             + 16 * (min(len(rows), abi.WINDOW) + 1)
             + 16 * max(slots, 1)
             + 16 * min(io, abi.IO_IN_SHARED)
-            + 64 * depth
+            + 64 * self.depth
             + 256 * len(accs)
             + abi.KEPT_BYTES * len(emits)
         )
         return Image(
             data, fixed + 32 * planes, 4096 * len(float_sums), quick, tuple(float_sums), planes, len(rows),
-            [tuple(row) for row in rows],
         )  # fmt: skip
 
 
@@ -641,3 +644,10 @@ def _by_size(stem: str, dtype: MemType) -> str:
     if not dtype.is_identity:
         return f"{stem}_NARROW"
     return f"{stem}{8 * dtype.size}"
+
+
+_METHODS: Final = {
+    code: getattr(_Pass, "on_" + plan.what.replace("br_if", "br"))
+    for code, plan in _PLANS.items()
+    if code not in _FUNCTIONS  # those are expanded before
+}
