@@ -25,7 +25,9 @@ assert vyre.evaluate("2*x + 1", x=x, engine="cpu")[3] == 7
 
 
 def run(*arguments: str, environment: Mapping[str, str] | None = None) -> str:
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment)
+    """A process's output. Python may keep its modules compiled, as an installation by pip does."""
+    given = {k: v for k, v in (environment or os.environ).items() if k != "PYTHONDONTWRITEBYTECODE"}
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=given)
     if done.returncode:
         raise SystemExit(f"{arguments}: exit code {done.returncode}\n{done.stderr}")
     return done.stdout
