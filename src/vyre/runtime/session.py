@@ -427,8 +427,8 @@ class Session:
         """
         ticket = self._ticket(program, inputs, out, elements, timeout_s, named)
         # Noted before it is published: an interrupt must not leave a record that nobody will ever read.
-        self._outstanding[ticket] = None
         try:
+            self._outstanding[ticket] = None
             self._start_when_free(ticket._start, timeout_s)
         except BaseException:
             self._drop(ticket)
@@ -448,8 +448,8 @@ class Session:
     ) -> Ticket | None:
         """``submit`` that gives None instead of waiting when the ring is full (which the engine counts)."""
         ticket = self._ticket(program, inputs, out, elements, timeout_s, named)
-        self._outstanding[ticket] = None
         try:
+            self._outstanding[ticket] = None
             started = ticket._start()
         except BaseException:
             self._drop(ticket)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from vyre.engines.base import FileRange, ItemResult, Operands
 from vyre.engines.fold import ABSENT, halve
-from vyre.errors import BindError, Fault, ProgramFault, SessionClosed, StreamError, WaitTimeout
+from vyre.errors import BindError, Fault, ProgramFault, StreamError, WaitTimeout
 from vyre.program.ir import Accumulator, Program
 from vyre.program.opcodes import SPAN, TILE, AccKind, FaultCode, MemType
 from vyre.ring.layout import OperandKind
@@ -253,9 +253,11 @@ class Stream:
     def _wait_for_next(self) -> tuple[Chunk, ItemResult]:
         if self._closed:
             raise StopIteration
+        if self.session.closed:
+            raise self.session._closed_error()
         while self._next not in self._finished:
             if self.session.closed:
-                raise SessionClosed("the session of this stream is closed", fix="open a new one with vyre.open()")
+                raise self.session._closed_error()
             if self._give_up is not None and time.monotonic() >= self._give_up:
                 raise WaitTimeout(f"the stream was not at its end in time, but at element {self._done_elements:,}")
             self._feed()

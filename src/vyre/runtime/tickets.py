@@ -43,6 +43,7 @@ class Ticket:
     def _collected_or_collect(self, timeout_ns: int) -> bool:
         """True when the result is here; waits for at most timeout_ns."""
         if self._raw is not None:
+            self.session._outstanding.pop(self, None)
             return True
         if not self._item.wait(timeout_ns):
             return self._raw is not None  # another thread may have collected it
@@ -51,12 +52,12 @@ class Ticket:
             if self._raw is None:
                 operands = self._item.operands
                 raw: ItemResult = self._item.result()
-                self._item.close()
                 if raw.fault is not None:
                     from vyre.runtime.session import described
 
                     raw.fault = described(raw.fault, self._loaded, operands)
                 self._raw = raw
+                self._item.close()
         session._outstanding.pop(self, None)
         return True
 

@@ -112,9 +112,13 @@ class Natives:
     fold_tile_sums: Any
 
 
-@cache
+_natives: list[Natives] = []
+
+
 def natives(store: Store | None) -> Natives:
-    """Compile the protocol, or take it from the store."""
+    """Compile the protocol, or take it from the store; once in a process, whatever store later sessions bring."""
+    if _natives:
+        return _natives[0]
     from vyre.engines.cpu.jit import compile_ir
 
     arch = platform.machine()
@@ -122,7 +126,8 @@ def natives(store: Store | None) -> Natives:
         raise EngineUnavailable(f"engine cpu runs on x86_64 and aarch64, not on {arch}", fix="take engine reference")
     addresses = compile_ir(kept_ir(_protocol, arch, EXPORTS, store), list(EXPORTS), store)
     word = ctypes.c_uint64
-    return Natives(**{n: ctypes.CFUNCTYPE(word, *[word] * k)(addresses[n]) for n, k in EXPORTS.items()})
+    _natives[:] = [Natives(**{n: ctypes.CFUNCTYPE(word, *[word] * k)(addresses[n]) for n, k in EXPORTS.items()})]
+    return _natives[0]
 
 
 def _protocol() -> Unit:

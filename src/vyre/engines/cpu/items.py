@@ -49,6 +49,7 @@ class CpuItem:
         "_record",
         "_ring",
         "_slot",
+        "_unread",
         "engine",
         "number",
         "opcode",
@@ -95,6 +96,7 @@ class CpuItem:
         )
         self._frame_address = self._frame.buffer_info()[0]
         self._call = engine.natives.call
+        self._unread = False
 
     @property
     def sequence(self) -> int | None:
@@ -154,12 +156,17 @@ class CpuItem:
         frame = self._frame
         frame[6] = deadline_ns
         frame[7] = 1 if wake or deadline_ns else 0
-        return bool(self.engine.natives.start(self._frame_address))
+        self._unread = True
+        if self.engine.natives.start(self._frame_address):
+            return True
+        self._unread = False
+        return False
 
     def wait(self, timeout_ns: int) -> bool:
         sequence = self._frame[5]
-        if sequence == SEQUENCE_NONE:  # another thread collected it
-            return False
+        if sequence == SEQUENCE_NONE:
+            # Its record was taken: read, or an interrupt came before that.
+            return self._unread
         return self.engine.wait(self._ring, sequence, 1, timeout_ns) == 1
 
     def call(self) -> bool:
@@ -173,9 +180,13 @@ class CpuItem:
         return bool(status and status != _LATE)
 
     def result(self) -> ItemResult:
-        assert self.sequence is not None, "result before start"
-        self.engine.natives.take(self._frame_address)
-        return self.collected()
+        if self._frame[5] != SEQUENCE_NONE:
+            self.engine.natives.take(self._frame_address)
+        else:
+            assert self._unread, "result before start"
+        found = self.collected()
+        self._unread = False
+        return found
 
     def prepared(self) -> NDArray[np.void]:
         """The slot, for a caller who publishes it himself."""
@@ -252,7 +263,8 @@ class CpuItem:
 
     def __del__(self) -> None:
         # Dropped without close(). While it is published its binding stays where the workers find it.
-        if getattr(self, "number", -1) >= 0 and self.sequence is None:
+        frame = getattr(self, "_frame", None)  # not there when an interrupt came before it
+        if getattr(self, "number", -1) >= 0 and (frame is None or frame[5] == SEQUENCE_NONE):
             self.close()
 
 
