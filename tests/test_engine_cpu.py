@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import threading
 import time
@@ -136,10 +135,12 @@ def test_an_idle_engine_uses_no_measurable_processor_time():
         finish(engine, engine.submit(engine.ring, slots(10), wake=2), 10)
         time.sleep(0.05)
         assert engine.asleep == 2
-        before = os.times()
-        time.sleep(1.0)
-        after = os.times()
-        assert (after.user - before.user) + (after.system - before.system) <= 0.02
+        used = []
+        for _ in range(3):  # the least of three: other threads of a loaded process may be late with something
+            before = time.process_time()
+            time.sleep(0.5)
+            used.append(time.process_time() - before)
+        assert min(used) < 0.005, used
     finally:
         engine.close()
 
