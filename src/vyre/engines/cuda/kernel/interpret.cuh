@@ -124,8 +124,11 @@ D void interpret(u32 base_at) {
   const bool mine = lane < width;
   const u32 column = (lane & (width - 1)) * 16, half = width * 16;
   const u64 first = f.pass + (lane & (width - 1)) * 4;
-  u32 alive = 0;
-  if (mine) EACH if (ELEMENT(j) < f.end) alive |= 1u << j;
+  // Elements that exist, of each half of the pass.
+  const i64 left = (i64)(f.end - first);
+  const i32 here = left > 2 * TILE ? 2 * TILE : left < 0 ? 0 : (i32)left;
+  const u32 alive_low = (1u << min(here, 4)) - 1, alive_high = (1u << min(max(here - (i32)(half / 4), 0), 4)) - 1;
+  u32 alive = mine ? alive_low | alive_high << 4 : 0;
   u32 active = alive, page = f.page, spins = 0;
   // Blocks and traps make it false: a short store knows no mask.
   bool whole = __all_sync(FULL, alive == (mine ? 0xFF : 0u)) && f.aligned;
@@ -136,7 +139,7 @@ D void interpret(u32 base_at) {
   u32 next = get32(code);
   u32 a[8];
   u64 w[8];
-  EACH { a[j] = 0; w[j] = 0; }
+  EACH { asm("" : "=r"(a[j])); asm("" : "=l"(w[j])); }  // nothing reads them before they are written
   for (;;) {
     // What the jump needs was fetched one record ahead; operands arrive while it is under way. The shuffle says that
     // the word is the same in all lanes, so that branches need no convergence barriers.
