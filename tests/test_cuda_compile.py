@@ -88,8 +88,10 @@ def test_a_short_cut_stands_for_one_handler_and_form() -> None:
     numbers = list(handlers.HOT.values())
     assert len(set(numbers)) == len(numbers)
     assert 0 not in numbers, "a record without a short cut has 0"
-    cases = re.findall(r"^(?:\w+\(|case )(\d+)", handlers.hot_cases(), re.MULTILINE)
+    *lines, others = handlers.hot_cases().splitlines()
+    cases = re.findall(r"^(?:\w+\(|case )(\d+)", "\n".join(lines), re.MULTILINE)
     assert sorted(map(int, cases)) == sorted(numbers)
+    assert {*numbers, *map(int, re.findall(r"case (\d+):", others))} == set(range(256)), "no byte is without a case"
 
 
 def test_the_header_says_what_the_tables_say() -> None:

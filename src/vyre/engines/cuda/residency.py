@@ -327,13 +327,14 @@ class Residency:
         busy = self._busy_array
         if busy[at : at + count].any() or busy[: n - count].any():
             return None
-        heads = items.view(np.uint64).reshape(n, 8)[:, 0]
-        if (heads.astype(np.uint32)).any():
+        lines = items.view(np.uint64).reshape(n, 8)
+        heads = lines[:, 0].copy()  # status and opcode, side by side
+        if np.bitwise_or.reduce(heads) & 0xFFFF_FFFF:
             items = items.copy()
             items["status"] = 0
-            heads = items.view(np.uint64).reshape(n, 8)[:, 0]
+            lines = items.view(np.uint64).reshape(n, 8)
+            heads = lines[:, 0].copy()
         fences = int(np.count_nonzero(heads == _FENCE << 32))
-        lines = items.view(np.uint64).reshape(n, 8)
         self._slot_lines[at : at + count] = lines[:count]
         busy[at : at + count] = 1
         if count < n:
@@ -400,6 +401,8 @@ class Residency:
         at = first & self._mask
         n = min(n, self.capacity - at)
         seen = self.records["sequence_plus_1"][at : at + n]
+        if seen.min() > first:  # what older laps left is smaller
+            return n
         missing = seen != np.arange(first + 1, first + n + 1, dtype=np.uint64)
         return int(missing.argmax()) if missing.any() else n
 
