@@ -165,11 +165,13 @@ def test_the_readme_carries_the_figures_that_were_measured() -> None:
 def test_the_picture_is_drawn_from_rows_with_points(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     points = {"vyre cpu": [[1, 1e-4], [1000, 2e-4]], "NumPy": [[1, 1e-5], [1000, 1e-3]]}
-    write(tmp_path / "a.json", [row(points=points)])
+    other = row("another thing", points={"seconds by batch": [[1, 1e-9]]})  # no series of ours: another picture's
+    write(tmp_path / "a.json", [row(points=points), other])
     run = CliRunner().invoke(main, ["bench", "--results", str(tmp_path), "--plot", str(tmp_path / "new.svg")])
     assert run.exit_code == 0, run.output
     picture = (tmp_path / "new.svg").read_text()
     assert "<svg" in picture
+    assert "by batch" not in picture
 
 
 def test_the_picture_has_a_place_of_its_own_when_none_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

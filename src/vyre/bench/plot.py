@@ -18,7 +18,7 @@ OURS: Final = "vyre"
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Draw every series of every row that has points, ours in front, and write ``path`` (.svg, .png, .pdf).
+    """Draw every series of the rows that have points of ours, ours in front, and write ``path`` (.svg, .png, .pdf).
 
     Raises:
         EngineUnavailable: matplotlib is not installed.
@@ -33,7 +33,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         raise EngineUnavailable(
             "drawing needs matplotlib, which is not installed", fix="pip install 'vyre-runtime[dev]'"
         ) from None
-    chosen = [row for row in rows if row.points]
+    chosen = [row for row in rows if any(name.startswith(OURS) for name in row.points)]
     if not chosen:
         raise StreamError("no result has points to draw", fix="vyre bench --run crossover")
     figure: Any
