@@ -40,6 +40,7 @@ from vyre.program.kinds import (
     PARAM,
     STORE,
     UNARY,
+    WEAK_FLOAT,
     WEAK_INT,
     Refusal,
     code_of,
@@ -55,7 +56,7 @@ _MAX_NUMBER: Final = 64  # characters of one number
 _MAX_NAME: Final = 255  # and of a name, as in VIR0
 
 _TOKEN: Final = re.compile(
-    r"[A-Za-z_]\w*|0[xXbBoO]\w+|(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|\*\*|//|<<|>>|[<>=!]=|\S", re.ASCII
+    r"[-+(),]|[A-Za-z_]\w*|0[xXbBoO]\w+|(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|\*\*|//|<<|>>|[<>=!]=|\S", re.ASCII
 )
 _scan: Final = _TOKEN.findall
 
@@ -101,6 +102,7 @@ _FLOAT_KINDS: Final = frozenset(FLOATS)
 _RETURN: Final = code_of("return")
 _EXACT: Final = 1 << 53  # integers below are the same in f64
 _F32_MAX: Final = 3.4028234663852886e38
+_INFINITY: Final = float("inf")
 _pack_f32, _pack_f64 = struct.Struct("<f").pack, struct.Struct("<d").pack
 _int_of_4, _int_of_8 = struct.Struct("<I").unpack, struct.Struct("<Q").unpack
 _new: Final = tuple.__new__  # a NamedTuple's own constructor is Python code and costs twice as much
@@ -179,6 +181,7 @@ class _Compiler:
         """
         emitter = self.emitter
         code, registers, seen, names = emitter.code, emitter.registers, emitter.seen, self.names
+        literals = emitter.literals
         tokens = self.tokens = _scan(self.text)
         tokens.append("")
         rest = iter(tokens)
@@ -196,6 +199,13 @@ class _Compiler:
                     if value is not None:
                         wants_value = False
                         continue
+                    if "0" <= token < ":" and "." in token and len(token) <= _MAX_NUMBER:
+                        number = float(token)  # the token's pattern has seen to it that this is one
+                        if number != _INFINITY:
+                            literals.append(number)
+                            value = names[token] = len(literals) - 1 << 4 | WEAK_FLOAT
+                            wants_value = False
+                            continue
                     entry = _STARTS.get(token)
                     if entry is None or (entry[1] == _CALL and tokens[_passed(tokens, rest)] != "("):
                         at = _passed(tokens, rest) - 1
