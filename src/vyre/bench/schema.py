@@ -175,7 +175,7 @@ def commit() -> str:
         return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, timeout=20).stdout
 
     try:
-        dirty = git("status", "--porcelain", "--untracked-files=no", "--", "src", "benchmarks")
+        dirty = git("status", "--porcelain", "--untracked-files=no", "--", "src", "benchmarks", ":!benchmarks/results")
         return git("rev-parse", "--short=12", "HEAD").strip() + ("+" if dirty.strip() else "")
     except (OSError, subprocess.SubprocessError):
         return "unknown"
