@@ -652,15 +652,18 @@ class Session:
                 )
 
     def _reap(self) -> None:
-        """The ring is full: collect what is complete of older tickets, waiting for the oldest if nothing is."""
-        freed = False
+        """The ring is full: collect what is complete of older tickets, waiting for the oldest if nothing is.
+
+        A ticket may not be published yet, because its thread waits for a slot like this one: it is passed over.
+        """
+        idle = True
         for ticket in list(self._outstanding):
-            if ticket._collected_or_collect(0 if freed else 10_000_000):
-                freed = True
-            else:
-                # The ring is refilled in order: nothing is gained behind a slot that is still taken.
-                return
-        if not freed:  # slots of runs in other threads
+            if getattr(ticket._item, "sequence", None) is None:
+                ticket._collected_or_collect(0)
+                continue
+            ticket._collected_or_collect(10_000_000 if idle else 0)
+            idle = False
+        if idle:  # the slots are those of runs in other threads
             time.sleep(0.000_05)
 
     def _abandon(self, item: Any) -> None:

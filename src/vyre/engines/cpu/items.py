@@ -49,7 +49,6 @@ class CpuItem:
         "_record",
         "_ring",
         "_slot",
-        "_unread",
         "engine",
         "number",
         "opcode",
@@ -92,11 +91,11 @@ class CpuItem:
                 SEQUENCE_NONE,
                 0,
                 0,
+                0,
             ],
         )
         self._frame_address = self._frame.buffer_info()[0]
         self._call = engine.natives.call
-        self._unread = False
 
     @property
     def sequence(self) -> int | None:
@@ -156,17 +155,13 @@ class CpuItem:
         frame = self._frame
         frame[6] = deadline_ns
         frame[7] = 1 if wake or deadline_ns else 0
-        self._unread = True
-        if self.engine.natives.start(self._frame_address):
-            return True
-        self._unread = False
-        return False
+        return bool(self.engine.natives.start(self._frame_address))
 
     def wait(self, timeout_ns: int) -> bool:
         sequence = self._frame[5]
         if sequence == SEQUENCE_NONE:
-            # Its record was taken: read, or an interrupt came before that.
-            return self._unread
+            # Not published, or its record was taken; and if an interrupt came before that was read, it can be read now.
+            return self._frame[8] != 0
         return self.engine.wait(self._ring, sequence, 1, timeout_ns) == 1
 
     def call(self) -> bool:
@@ -183,9 +178,9 @@ class CpuItem:
         if self._frame[5] != SEQUENCE_NONE:
             self.engine.natives.take(self._frame_address)
         else:
-            assert self._unread, "result before start"
+            assert self._frame[8], "result before start"
         found = self.collected()
-        self._unread = False
+        self._frame[8] = 0
         return found
 
     def prepared(self) -> NDArray[np.void]:

@@ -1074,7 +1074,8 @@ def collect(ring: int, first: int, n: int, out: int) -> None:
 def call(frame: int) -> int:
     """Publish one slot, wait for it and collect its record: the fast path of a bound program.
 
-    frame: u64[8] {engine, ring, address of the slot, timeout ns, address for the record, sequence, stop at, wake}.
+    frame: u64[9] {engine, ring, address of the slot, timeout ns, address for the record, sequence, stop at, wake, 1 when
+    ``take`` has collected a record that nobody has read yet}.
     The sequence is SEQUENCE_NONE whenever the item is not published or its record was collected, whatever happens to
     the Python that called: an interrupt may come right behind this call. Returns the status, 0 when the ring is full,
     EMPTY + 16 when the time is over.
@@ -1097,6 +1098,7 @@ def call(frame: int) -> int:
 def start(frame: int) -> int:
     """Publish the slot of a frame (see ``call``). Returns 0 when the ring is full."""
     sequence = submit(load64(frame), load64(frame + 8), load64(frame + 16), 1, load64(frame + 48), load64(frame + 56))
+    store64(frame + 64, 0)
     store64(frame + 40, sequence)
     if sequence == SEQUENCE_NONE:
         return 0
@@ -1107,6 +1109,7 @@ def start(frame: int) -> int:
 def take(frame: int) -> None:
     """Collect the record of a frame's item, which is complete."""
     collect(load64(frame + 8), load64(frame + 40), 1, load64(frame + 32))
+    store64(frame + 64, 1)
     store64(frame + 40, SEQUENCE_NONE)
 
 
