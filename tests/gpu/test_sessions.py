@@ -70,3 +70,19 @@ def test_tickets_of_many_programs_are_all_answered(session):
     tickets = [(k, session.submit(vyre.expression(f"x + {k}.0", {"x": vyre.f32}), x=x)) for k in range(200)]
     for k, ticket in tickets:
         assert (ticket.result(10.0).value == x + k).all()
+
+
+def test_a_bound_program_reads_its_tables_anew_each_time(session):
+    from vyre.program.builder import Builder
+    from vyre.program.opcodes import Access, MemType
+
+    b = Builder("look_up")
+    x = b.input("x", MemType.i64)
+    t = b.table("t", MemType.f32, Access.read)
+    y = b.output("y", MemType.f32)
+    b.op("f32.store", b.op("f32.table_get", b.op("i64.load", imm=x), imm=t), imm=y)
+    table = np.zeros(16, np.float32)
+    bound = session.bind(b.build(), x=np.arange(16), t=table)
+    for i in range(5):
+        table[:] = i
+        assert (bound.run()["y"] == i).all()

@@ -40,6 +40,8 @@ class CudaItem:
         self.operands = Operands(0, 0, [], [], [], [], [])
 
     def start(self, *, deadline_ns: int = 0, wake: bool = True) -> bool:
+        if self.operands.tables:
+            self._unbind()  # tables in host memory are staged when they are bound, and may have changed
         if self._binding is None:
             inputs = self._inputs()
             if inputs is None:
