@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -335,6 +336,29 @@ def test_a_fault_names_file_line_element_and_the_values_of_the_operands(engine):
     assert f"test_session_errors.py:{fault.line}: integer divide by zero (pc" in str(caught.value)
     with pytest.raises(ProgramFault):
         _ = reported.value
+
+
+def test_a_fault_behind_a_million_turns_of_a_loop_is_raised_without_running_them_again(session):
+    @vyre.program
+    def late(x: vyre.i32, *, turns: vyre.i32):
+        left = turns + x * 0
+        while left > 0:
+            left -= 1
+        return 7 // left
+
+    early = session.run(late, x=[1, 2], turns=100, on_fault="report").fault
+    assert early.operands == {"a": 7, "b": 0}
+    began = time.monotonic()
+    fault = session.run(late, x=[1, 2], turns=1_000_000, on_fault="report").fault
+    assert time.monotonic() - began < 5
+    assert (fault.code, fault.pc, fault.line, fault.operands) == (early.code, early.pc, early.line, {})
+
+
+def test_a_fault_of_a_run_in_place_tells_no_values_that_are_no_longer_there(session):
+    x, y = np.full(100, 7, np.int32), np.ones(100, np.int32)
+    y[50] = 0
+    fault = session.run(divide, x=x, y=y, out=x, on_fault="report").fault
+    assert (fault.element, fault.operands) == (50, {})
 
 
 def test_a_fault_of_the_smallest_quotient_is_an_overflow(session):

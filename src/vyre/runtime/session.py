@@ -10,6 +10,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
@@ -38,6 +39,8 @@ EngineName = Literal["auto", "cpu", "cuda", "null", "reference"]
 OnFault = Literal["raise", "report"]
 FORMULAS: Final = 4_096
 """Expressions that ``evaluate`` keeps resident; the oldest goes first."""
+DESCRIBED_FUEL: Final = 2_048
+"""Turns of a loop that are run again to find the values at a fault."""
 IDLE_ITEMS: Final = 8
 """Bindings of one program that are kept for reuse when a run is over."""
 
@@ -800,7 +803,7 @@ def described(fault: Fault, loaded: Loaded, operands: Operands) -> Fault:
         return fault
     values = fault.operands
     if fault.element is not None and fault.code != FaultCode.out_of_fuel and not values:
-        values = _operand_values(fault.element, loaded, operands)
+        values = _operand_values(fault, fault.element, loaded, operands)
     return Fault(
         fault.code,
         fault.reason,
@@ -812,10 +815,13 @@ def described(fault: Fault, loaded: Loaded, operands: Operands) -> Fault:
     )
 
 
-def _operand_values(element: int, loaded: Loaded, operands: Operands) -> dict[str, int | float]:
+def _operand_values(fault: Fault, element: int, loaded: Loaded, operands: Operands) -> dict[str, int | float]:
     from vyre.engines.immediate import read_range
     from vyre.engines.reference import execute
 
+    arrays = [a for a in operands.inputs if isinstance(a, np.ndarray)]
+    if any(np.may_share_memory(out, a) for out in operands.outputs for a in arrays):
+        return {}  # the inputs are no longer what they were
     first = element // 1024 * 1024
     count = element - first + 1
     skip = first - operands.origin
@@ -832,5 +838,8 @@ def _operand_values(element: int, loaded: Loaded, operands: Operands) -> dict[st
         a.copy() if t.access is Access.atomic else a
         for t, a in zip(loaded.program.tables, operands.tables, strict=True)
     ]
-    again = execute(loaded.verified, inputs, operands.params, tables, first, count).fault
-    return again.operands if again is not None and again.element == element else {}
+    # A fault behind a million turns of a loop is not worth half a minute of the reference's time.
+    program = replace(loaded.program, fuel=min(loaded.program.fuel, DESCRIBED_FUEL))
+    again = execute(program, inputs, operands.params, tables, first, count).fault
+    same = again is not None and (again.code, again.pc, again.element) == (fault.code, fault.pc, element)
+    return again.operands if again is not None and same else {}
