@@ -819,7 +819,9 @@ def _operand_values(fault: Fault, element: int, loaded: Loaded, operands: Operan
     from vyre.engines.immediate import read_range
     from vyre.engines.reference import execute
 
-    arrays = [a for a in operands.inputs if isinstance(a, np.ndarray)]
+    arrays = [a for a in operands.inputs if not isinstance(a, FileRange)]
+    if not all(isinstance(a, np.ndarray) for a in (*arrays, *operands.outputs, *operands.tables)):
+        return {}  # in device memory
     if any(np.may_share_memory(out, a) for out in operands.outputs for a in arrays):
         return {}  # the inputs are no longer what they were
     first = element // 1024 * 1024
