@@ -306,3 +306,27 @@ def test_an_idle_binding_does_not_keep_its_arrays_alive(session):
     del x
     gc.collect()
     assert seen() is None
+
+
+def test_closing_does_not_wait_for_a_thousand_tickets_one_by_one():
+    session = vyre.open("cpu", workers=1)
+    tickets = [session.submit(slow, x=LONG[:1024], turns=20_000) for _ in range(1_000)]
+    began = time.monotonic()
+    session.close()
+    assert time.monotonic() - began < 5
+    for ticket in tickets:
+        try:
+            assert not ticket.result().value.any()
+        except (SessionClosed, Cancelled):
+            pass
+
+
+def test_what_was_done_before_closing_keeps_its_result_though_nobody_had_asked():
+    session = vyre.open("cpu", workers=1)
+    ticket = session.submit(double, x=X)
+    give_up = time.monotonic() + 10
+    while session.engine.ring.completed == 0:
+        assert time.monotonic() < give_up
+        time.sleep(0.001)
+    session.close()
+    np.testing.assert_array_equal(ticket.result().value, 2 * X)
