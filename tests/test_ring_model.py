@@ -12,6 +12,7 @@ import pytest
 
 from native_model import World, as_generators, explore
 from vyre.engines.cpu import state
+from vyre.engines.cpu.abi import FAULT_ELEMENT_SHIFT
 from vyre.engines.cpu.worker import worker_unit
 from vyre.ring.layout import (
     RECORD_BYTES,
@@ -300,17 +301,24 @@ def _no_wake(*args: int) -> Any:
 JOBS = as_generators(FUNCTIONS, {"run_tiles": _run_tiles, "finish": _finish, "wake_workers": _no_wake})
 
 
+JOB, IMAGE = 0x40_000, 0x50_000
+
+
+def lay_out_job(world: World) -> None:
+    lay_out_ring(world, 2)
+    lay_out_engine(world, 2)
+    world.poke(ENGINE + state.E_JOBS, JOB)
+    world.poke(ENGINE + state.E_JOB_COUNT, 1)
+    world.poke(IMAGE + state.I_GRAIN, 1)
+
+
 def shared_job(world: World) -> Callable[[World], None]:
     """One item of three tiles, two threads: each tile once, the end once, after all tiles."""
     g = JOBS
     RAN.clear()
     ENDED.clear()
-    lay_out_ring(world, 2)
-    lay_out_engine(world, 2)
-    jobs, image = 0x40_000, 0x50_000
-    world.poke(ENGINE + state.E_JOBS, jobs)
-    world.poke(ENGINE + state.E_JOB_COUNT, 1)
-    world.poke(image + state.I_GRAIN, 1)
+    lay_out_job(world)
+    jobs, image = JOB, IMAGE
 
     def owner() -> Any:
         job = yield from g["open_job"](ENGINE, RING, 0, image, 0x60_000, 0, 3 * 1024, 0)
@@ -337,3 +345,59 @@ def shared_job(world: World) -> Callable[[World], None]:
 
 def test_tiles_of_a_shared_item_run_once_each_and_whoever_is_last_ends_it():
     assert explore(shared_job, bound=2) > 100
+
+
+FAULTS: list[int] = []
+
+
+def _trap_in_tiles_1_and_2(
+    engine: int, worker: int, slot: int, image: int, binding: int, first: int, count: int
+) -> Any:
+    yield "pause", ()
+    return SEQUENCE_NONE if first == 0 else (first + 94) << FAULT_ELEMENT_SHIFT | 6
+
+
+def _finish_with_fault(*args: int) -> Any:
+    FAULTS.append(args[8] >> FAULT_ELEMENT_SHIFT)
+    return 0
+    yield
+
+
+def trapping_job(change: dict[str, Any] | None = None) -> Callable[[World], Callable[[World], None]]:
+    """Tiles 1 and 2 of three trap, whoever runs them first."""
+    stubs = {"run_tiles": _trap_in_tiles_1_and_2, "finish": _finish_with_fault, "wake_workers": _no_wake}
+    g = as_generators(FUNCTIONS, stubs | (change or {}))
+
+    def scenario(world: World) -> Callable[[World], None]:
+        FAULTS.clear()
+        lay_out_job(world)
+
+        def owner() -> Any:
+            job = yield from g["open_job"](ENGINE, RING, 0, IMAGE, 0x60_000, 0, 3 * 1024, 0)
+            yield from g["work_on"](ENGINE, 0, job, 0)
+
+        def helper() -> Any:
+            for _ in range(2):
+                yield from g["help_job"](ENGINE, 0, 0)
+                yield "pause", ()
+
+        world.spawn("owner", owner())
+        world.spawn("helper", helper())
+
+        def finish(_: World) -> None:
+            assert FAULTS == [1024 + 94], f"the item's fault is at element {FAULTS}"
+
+        return finish
+
+    return scenario
+
+
+def test_the_fault_of_a_shared_item_is_that_of_its_lowest_element_whichever_tile_is_first():
+    assert explore(trapping_job(), bound=2) > 100
+
+
+def test_the_model_finds_a_tile_that_is_skipped_for_a_fault_behind_it():
+    skip_for_any = "load64_relaxed(job + J_FAULT) == FAULT_NONE"
+    change = {"work_on": ("known >= first + (tile << TILE_SHIFT)", skip_for_any)}
+    with pytest.raises(AssertionError, match="at element"):
+        explore(trapping_job(change), bound=2)

@@ -891,7 +891,9 @@ def work_on(engine: int, worker: int, job: int, until: int) -> int:
             if n > tiles - tile:
                 n = tiles - tile
             fault = stopped(ring, sequence)
-            if fault == FAULT_NONE and load64_relaxed(job + J_FAULT) == FAULT_NONE:
+            # A fault further on does not excuse this tile: the item's fault is that of its lowest element.
+            known = load64_relaxed(job + J_FAULT) >> FAULT_ELEMENT_SHIFT
+            if fault == FAULT_NONE and known >= first + (tile << TILE_SHIFT):
                 elements = n << TILE_SHIFT
                 if elements > count - (tile << TILE_SHIFT):
                     elements = count - (tile << TILE_SHIFT)
