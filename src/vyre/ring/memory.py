@@ -5,8 +5,11 @@ Owns: allocation and views. Leaves to others: what the words mean (layout) and w
 
 from __future__ import annotations
 
+import ctypes
 import mmap
-from typing import Final
+import os
+import weakref
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +36,37 @@ from vyre.ring.layout import (
 _NORESERVE: Final = getattr(mmap, "MAP_NORESERVE", 0x4000)
 
 
+_REGIONS: Final[weakref.WeakSet[Region]] = weakref.WeakSet()
+_LOST: Final[list[Region]] = []
+_PROT_NONE: Final = 0
+_FIXED_NOREPLACE: Final = 0x10_0000
+
+
+def _keep_places() -> None:
+    """In a forked child: put nothing where the regions were, so that nothing else comes to be there.
+
+    The child has the objects but not the pages. If its own mappings took these places, freeing an object that was
+    inherited would unmap them.
+    """
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE | _FIXED_NOREPLACE
+    for region in list(_REGIONS):
+        size = len(region.bytes)
+        if _mmap(region.address, size, _PROT_NONE, flags, -1, 0) != region.address:
+            _LOST.append(region)  # something is there already: never free it
+
+
+def _raw_mmap() -> Any:
+    found = ctypes.CDLL(None).mmap
+    found.restype = ctypes.c_void_p
+    found.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
+    return found
+
+
+if hasattr(mmap, "MADV_DONTFORK"):
+    _mmap: Final = _raw_mmap()  # looked up before any fork
+    os.register_at_fork(after_in_child=_keep_places)
+
+
 class Region:
     """``size`` zero bytes. Pages cost memory once they are touched. Lives as long as this object.
 
@@ -48,6 +82,7 @@ class Region:
             self._map.madvise(mmap.MADV_NOHUGEPAGE)
         self.bytes: NDArray[np.uint8] = np.frombuffer(self._map, np.uint8)
         self.address: int = self.bytes.ctypes.data
+        _REGIONS.add(self)
         self.words: memoryview = memoryview(self._map).cast("B").cast("Q")
         """u64 view: a plain store here is a release on x86-64 (decision 23)."""
 

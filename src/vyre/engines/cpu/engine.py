@@ -266,6 +266,7 @@ class _Memory:
     def __init__(self, workers: int, programs: int, bindings: int) -> None:
         blocks = self.blocks = workers + WAITERS
         self.rings: list[Ring] = []
+        self.dispatched: list[object] = []  # rings and owners of finite dispatches under way
         self.engine = Region(state.ENGINE_BYTES)
         self.programs = Region(8 * programs)
         self.handlers = Region(16 * MAX_HANDLERS)
@@ -620,29 +621,41 @@ class CpuEngine:
         if self.submit(ring, items, stop_at_ns=stop_at) is None:  # pragma: no cover - the ring was made to hold them
             raise AssertionError("a ring of the batch's size was full")
         threads = [
-            threading.Thread(target=_drain, args=(self.natives, self._memory, ring, (items, owners)), daemon=True)
+            threading.Thread(target=_drain, args=(self.natives, self._memory, ring), daemon=True)
             for _ in range(max(1, min(groups, self.workers)))
         ]
+        # Native code knows addresses only: whatever happens to this call, they stay until the last item is complete.
+        held = (ring, items, owners)
+        self._memory.dispatched.append(held)
         try:
             for thread in threads:
                 thread.start()
             for thread in threads:
                 thread.join()
-            # Groups leave when there is no ticket; a long item's last tiles may be with a resident worker even then,
-            # and a fence behind it still to be taken.
-            while self.wait(ring, 0, n, WAIT_SLICE_NS) < n:
-                if self.closed:
-                    self.close()
-                    raise SessionClosed("this engine was closed during a dispatch", fix="open a new session")
-                self.natives.drain(self.address, ring.address)
+            self._finish(ring, n)
         except BaseException:
             for sequence in range(n):
                 self.natives.cancel(ring.address, sequence)
             for thread in threads:
                 if thread.ident is not None:
                     thread.join()
+            if not self.closed:
+                self._finish(ring, n)
             raise
+        self._memory.dispatched.remove(held)
         return self.collect(ring, 0, n)
+
+    def _finish(self, ring: Ring, n: int) -> None:
+        """See the last items of a dispatch out.
+
+        Groups leave when there is no ticket; a long item's last tiles may be with a resident worker even then, and a
+        fence behind it still to be taken.
+        """
+        while self.wait(ring, 0, n, WAIT_SLICE_NS) < n:
+            if self.closed:
+                self.close()
+                raise SessionClosed("this engine was closed during a dispatch", fix="open a new session")
+            self.natives.drain(self.address, ring.address)
 
     def close(self) -> None:
         """Stop the workers and join them. Items not yet taken are left where they are.
@@ -679,7 +692,7 @@ def _live(natives_: Natives, memory: _Memory) -> None:
     natives_.worker_loop(engine, natives_.take_worker(engine))
 
 
-def _drain(natives_: Natives, memory: _Memory, ring: Ring, owners: object) -> None:
+def _drain(natives_: Natives, memory: _Memory, ring: Ring) -> None:
     """One workgroup of a finite dispatch. It holds everything that it touches."""
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     natives_.drain(memory.engine.address, ring.address)
