@@ -278,6 +278,34 @@ def test_a_forked_child_may_open_a_session_of_its_own():
         np.testing.assert_array_equal(session.run(double, x=X).value, 2 * X)
 
 
+def test_freeing_inherited_sessions_in_a_child_frees_nothing_of_the_child_s_own(tmp_path):
+    """The places of pages that a child does not have must not be taken by its own, or freeing the one unmaps the other."""
+    code, out, err, _ = run(
+        tmp_path,
+        """
+        import gc, warnings
+        warnings.simplefilter("ignore", DeprecationWarning)
+        inherited = [vyre.open("cpu", workers=2) for _ in range(4)]
+        for session in inherited:
+            session.run(double, x=X)
+        for turn in range(6):
+            pid = os.fork()
+            if pid == 0:
+                own = [vyre.open("cpu", workers=2) for _ in range(3)]
+                for session in own:
+                    assert (session.run(double, x=X).value == 2 * X).all()
+                inherited.clear()
+                gc.collect()
+                for session in own:
+                    assert (session.run(double, x=X).value == 2 * X).all()
+                    session.close()
+                sys.exit(0)
+            print(os.waitpid(pid, 0)[1])
+        """,
+    )
+    assert (code, out, err) == (0, "0\n" * 6, "")
+
+
 def test_a_stream_in_a_forked_child_is_closed_and_the_parent_s_goes_on(tmp_path):
     np.arange(100_000, dtype=np.int32).tofile(tmp_path / "x.bin")
     with vyre.open("cpu", workers=1) as session:
