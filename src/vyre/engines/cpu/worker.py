@@ -1024,7 +1024,8 @@ def wait(engine: int, ring: int, first: int, n: int, timeout_ns: int) -> int:
         if load32_acquire(engine + SESSION_STOP) != 0:
             break
         turn += 1
-        if turn & 15 == 0 and now_ns() >= until:
+        # Not before the first piece of work, which is most often the only one; a piece may be a tile of a long loop.
+        if turn > 1 and now_ns() >= until:
             break
         ran = work_once(engine, worker, until)
         if timeout_ns == 0:
