@@ -62,11 +62,15 @@ class Loaded:
         self.opcode = opcode
         self._idle: list[Any] = []
         program = self.program
-        names = [s.name for s in program.inputs] + [p.name for p in program.params] + [t.name for t in program.tables]
-        self._names = frozenset(names)
         self._dtypes = [numpy_dtype(s.dtype) for s in program.outputs]
-        self._inputs = [(s.name, numpy_dtype(s.dtype), s) for s in program.inputs]
-        self._bytes = sum(s.dtype.size for s in program.inputs)
+        self._inputs = inputs = [(s.name, numpy_dtype(s.dtype), s) for s in program.inputs]
+        names = [name for name, _, _ in inputs]
+        if program.params or program.tables:
+            names += [p.name for p in program.params] + [t.name for t in program.tables]
+        self._names = frozenset(names)
+        self._bytes = 0
+        for _, dtype, _ in inputs:
+            self._bytes += dtype.itemsize
 
     def close(self) -> None:
         """Forget the program. Nothing that uses it may be unfinished."""
@@ -601,9 +605,11 @@ class Session:
     # --- items --------------------------------------------------------------------------------------------------
 
     def _item(self, loaded: Loaded, operands: Operands) -> Any:
+        if not loaded._idle:  # a program that is new; asking first is cheaper than an exception
+            return self.engine.item(loaded.opcode, operands)
         try:
             item = loaded._idle.pop()
-        except IndexError:
+        except IndexError:  # another thread was quicker
             return self.engine.item(loaded.opcode, operands)
         try:
             item.retarget(operands)

@@ -443,9 +443,7 @@ class CpuEngine:
             self._memory.engine.words[state.E_HANDLER_COUNT // 8] = len(self._handlers)
 
     def _image(self, verified: Verified) -> Image:
-        from vyre.engines.cpu.tileform import lower
-
-        form = lower(verified, self.store)
+        form = _lowering()(verified, self.store)
         return Image(verified.program, form.body, form.prologue, form.uses_fuel, form.scratch_slots, form.in_place)
 
     def image(self, opcode: int) -> Image:
@@ -454,10 +452,8 @@ class CpuEngine:
 
     def item(self, opcode: int, operands: Operands, *, stream: object = None) -> CpuItem:
         """Operands bound for publishing, on the session's ring or a stream's own."""
-        from vyre.engines.cpu.items import CpuItem
-
         assert stream is None or isinstance(stream, Ring)
-        return CpuItem(self, stream or self.ring, opcode, operands)
+        return _item_type()(self, stream or self.ring, opcode, operands)
 
     # --- bindings -----------------------------------------------------------------------------------------------
 
@@ -710,6 +706,21 @@ def _stop(natives_: Natives, memory: _Memory, threads: list[threading.Thread]) -
             thread.join(0.05)
     while memory.in_use:
         time.sleep(0.000_5)
+
+
+@cache
+def _lowering() -> Any:
+    """tileform.lower: imported when the first program comes, and asked for by no import statement after that."""
+    from vyre.engines.cpu.tileform import lower
+
+    return lower
+
+
+@cache
+def _item_type() -> type[CpuItem]:
+    from vyre.engines.cpu.items import CpuItem
+
+    return CpuItem
 
 
 @cache

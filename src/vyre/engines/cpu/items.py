@@ -18,7 +18,7 @@ from vyre.engines.cpu.engine import FILE, MEMORY, WAIT_SLICE_NS, BindingBlock, C
 from vyre.errors import BindError, Fault
 from vyre.program.ir import Program
 from vyre.program.opcodes import FAULT_REASONS, FaultCode, MemType
-from vyre.ring.layout import NO_ELEMENT, NO_PC, SEQUENCE_NONE, SLOT_DTYPE, SLOT_WORDS, Priority, Status
+from vyre.ring.layout import NO_ELEMENT, NO_PC, RECORD_BYTES, SEQUENCE_NONE, SLOT_DTYPE, SLOT_WORDS, Priority, Status
 from vyre.ring.memory import Ring
 
 _DTYPES: Final[dict[MemType, np.dtype[Any]]] = {
@@ -27,6 +27,8 @@ _DTYPES: Final[dict[MemType, np.dtype[Any]]] = {
 }  # fmt: skip
 _EMPTY: Final[list[Any]] = []  # shared by results that have none; never changed
 _NO_SUMS: Final[dict[int, NDArray[np.float64]]] = {}
+_NORMAL: Final = int(Priority.NORMAL)
+_NO_RECORD: Final = bytes(RECORD_BYTES)
 _NO_ARGUMENTS: Final = (0,) * (SLOT_WORDS - 9)
 _NOTHING: Final = Operands(0, 0, [], [], [], [], [])
 _DONE: Final = int(Status.DONE)
@@ -70,7 +72,7 @@ class CpuItem:
                 0,
                 opcode,
                 0,
-                Priority.NORMAL,
+                _NORMAL,
                 self.number,
                 origin & 0xFFFF_FFFF,
                 origin >> 32,
@@ -79,10 +81,10 @@ class CpuItem:
                 *_NO_ARGUMENTS,
             ),
         )
-        self._record = array("Q", bytes(64))
+        self._record = array("Q", _NO_RECORD)
         self._frame = array(
             "Q",
-            [
+            (
                 engine.address,
                 ring.address,
                 self._slot.buffer_info()[0],
@@ -92,7 +94,7 @@ class CpuItem:
                 0,
                 0,
                 0,
-            ],
+            ),
         )
         self._frame_address = self._frame.buffer_info()[0]
         self._call = engine.natives.call
@@ -112,8 +114,8 @@ class CpuItem:
             elements=operands.count,
             inputs=_inputs(operands),
             outputs=[address_of(a) for a in operands.outputs],
-            emits=[address_of(a) for a in operands.emits],
-            tables=[(address_of(a), a.size) for a in operands.tables],
+            emits=[address_of(a) for a in operands.emits] if operands.emits else (),
+            tables=[(address_of(a), a.size) for a in operands.tables] if operands.tables else (),
             params=operands.params,
             owners=operands,
         )
