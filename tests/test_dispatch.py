@@ -207,3 +207,19 @@ def test_a_dispatch_in_a_closed_session_is_refused_and_one_under_way_ends():
     assert len(heard) == 1
     with pytest.raises(SessionClosed):
         session.dispatch(adds(3))
+
+
+def test_slots_for_the_gpu_are_launched_with_the_geometrys_grid_and_whole_warps():
+    from types import SimpleNamespace
+
+    from vyre.geometry import DispatchConfig
+    from vyre.ring.layout import SLOT_DTYPE
+    from vyre.runtime.dispatch import block_threads, dispatch
+
+    launched = []
+    engine = SimpleNamespace(name="cuda", dispatch=lambda slots, *grid: launched.append((len(slots), *grid)))
+    config = DispatchConfig(timeout=None, grid_override=(7, 1, 1), workgroup_override=(100, 1, 1))
+    dispatch(SimpleNamespace(engine=engine), np.zeros(3, SLOT_DTYPE), config, "raise")
+    assert launched == [(3, 7, 96)]
+    widths = [DispatchConfig(None, (1, 1, 1), (w, 1, 1)) for w in (1, 33, 64, 127, 1024)]
+    assert [block_threads(c) for c in widths] == [64, 64, 64, 96, 128]

@@ -111,8 +111,19 @@ def _results(session: Session, bound: list[Bound], config: DispatchConfig, on_fa
 def _records(session: Session, slots: NDArray[np.void], config: DispatchConfig | None) -> NDArray[np.void]:
     from vyre.engines.cpu.engine import CpuEngine
 
-    engine = session.engine
-    if not isinstance(engine, CpuEngine):
-        raise BindError(f"engine {engine.name} takes no slots, only programs with operands")
+    engine: Any = session.engine
     config = config or geometry_for(len(slots))
-    return engine.dispatch(slots, _groups(config), timeout_s=config.timeout_s)
+    if isinstance(engine, CpuEngine):
+        return engine.dispatch(slots, _groups(config), timeout_s=config.timeout_s)
+    if engine.name == "cuda":
+        found: NDArray[np.void] = engine.dispatch(slots, _groups(config), block_threads(config))
+        return found
+    raise BindError(f"engine {engine.name} takes no slots, only programs with operands")
+
+
+def block_threads(config: DispatchConfig) -> int:
+    """Threads of a block for a geometry's group width: whole warps, 64 to 128, which is what the GPU's kernel is made for.
+
+    A group of another width is covered all the same: workers loop over tickets.
+    """
+    return min(max(config.workgroup_override[0] // 32 * 32, 64), 128)
