@@ -223,3 +223,13 @@ def test_slots_for_the_gpu_are_launched_with_the_geometrys_grid_and_whole_warps(
     assert launched == [(3, 7, 96)]
     widths = [DispatchConfig(None, (1, 1, 1), (w, 1, 1)) for w in (1, 33, 64, 127, 1024)]
     assert [block_threads(c) for c in widths] == [64, 64, 64, 96, 128]
+
+
+def test_an_engine_without_finite_launches_says_so_in_the_report():
+    import vyre
+
+    with vyre.open("reference") as session:
+        program = vyre.expression("x + 1", {"x": vyre.f32})
+        (result,) = session.dispatch([(program, {"x": np.zeros(3, np.float32)})])
+    assert result.value.tolist() == [1, 1, 1]
+    assert any("without a finite launch" in note for note in result.report.notes)

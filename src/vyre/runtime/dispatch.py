@@ -88,6 +88,7 @@ def _results(session: Session, bound: list[Bound], config: DispatchConfig, on_fa
     engine: Any = session.engine
     began = time.perf_counter()
     raws = []
+    notes: list[str] = []
     if isinstance(engine, CpuEngine):
         items: list[CpuItem] = [one._item for one in bound]
         slots = np.concatenate([item.prepared() for item in items]) if items else slots_of(b"")
@@ -95,7 +96,8 @@ def _results(session: Session, bound: list[Bound], config: DispatchConfig, on_fa
             items, engine.dispatch(slots, _groups(config), timeout_s=config.timeout_s, owners=items), strict=True
         ):
             raws.append(item.collected_from(record))
-    else:  # an engine without a ring of its own for it: one item after the other is all of a geometry's items too
+    else:  # every item runs, but by no launch of its own; the report says so
+        notes.append(f"engine {engine.name} ran the items one after another, without a finite launch for them")
         raws = [session._execute(one._item, config.timeout_s) for one in bound]
     seconds = time.perf_counter() - began
     results = []
@@ -103,7 +105,7 @@ def _results(session: Session, bound: list[Bound], config: DispatchConfig, on_fa
         operands = one._item.operands
         if raw.fault is not None:
             raw = session._fault(raw, one._loaded, operands, on_fault)
-        facts: Facts = (engine.name, operands.count, operands.count * one._loaded._bytes, seconds, [])
+        facts: Facts = (engine.name, operands.count, operands.count * one._loaded._bytes, seconds, notes)
         results.append(Result(one._loaded.program, raw, facts, one._shape))
     return results
 
