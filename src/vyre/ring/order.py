@@ -1,8 +1,9 @@
 """Memory order of the ring: which store pairs with which load.
 
 Each pair below is a promise, "whoever reads this also reads what was written before it". The functions that make the
-accesses name the pair; the model in tests/test_ring_model.py executes those very functions and breaks when an order is
-weakened.
+accesses name the pair; the model in tests/test_ring_model.py executes those very functions under delayed stores. Its
+tests weaken the releases of TAIL and of the record, and the fence and the last look of a sleeper, and find each; loads are
+not delayed there, so a missing acquire would not be found.
 
 | written by                         | read by                              | so that the reader also sees            |
 |------------------------------------|--------------------------------------|-----------------------------------------|
