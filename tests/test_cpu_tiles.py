@@ -301,7 +301,7 @@ def test_describe_shows_what_was_generated() -> None:
 
 
 def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
-    from vyre.engines.cpu import jit
+    from vyre import jit
 
     class Counting(dict):
         def put(self, key: bytes, data: bytes) -> None:

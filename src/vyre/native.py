@@ -5,7 +5,7 @@ A native function is plain Python over unsigned 64-bit integers: locals, ``if``,
 below. Addresses are integers. The same text has two lives: compiled, it runs in threads without the GIL; executed by
 Python over a ``Machine``, it is the model whose interleavings the tests explore. So what is proved is what runs.
 
-Owns: the language, its intrinsics and their IR. Leaves to others: compiling IR (engines/cpu/jit), the protocol (ring),
+Owns: the language, its intrinsics and their IR. Leaves to others: compiling IR (jit), the protocol (ring),
 the work (engines/cpu/worker).
 """
 

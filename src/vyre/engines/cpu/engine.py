@@ -37,8 +37,8 @@ from vyre.engines.cpu.abi import (
 )
 from vyre.engines.cpu.cores import available_cores
 from vyre.engines.cpu.image import Image
-from vyre.engines.cpu.kept import kept_ir
 from vyre.errors import ArenaFull, EngineUnavailable, ProgramError, SessionClosed
+from vyre.kept import kept_ir
 from vyre.program.verifier import Verified
 from vyre.ring.layout import (
     DEFAULT_CAPACITY,
@@ -119,7 +119,7 @@ def natives(store: Store | None) -> Natives:
     """Compile the protocol, or take it from the store; once in a process, whatever store later sessions bring."""
     if _natives:
         return _natives[0]
-    from vyre.engines.cpu.jit import compile_ir
+    from vyre.jit import compile_ir
 
     arch = platform.machine()
     if arch not in ("x86_64", "aarch64"):

@@ -15,7 +15,8 @@ from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Final
 
-from vyre.engines.cpu import elementary, jit, makers, results
+from vyre import jit
+from vyre.engines.cpu import elementary, makers, results
 from vyre.engines.cpu.makers import Maker
 from vyre.engines.cpu.skeleton import Made, module
 from vyre.engines.cpu.templates import fill

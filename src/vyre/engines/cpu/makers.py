@@ -12,7 +12,7 @@ import platform
 from collections.abc import Callable
 from typing import Final
 
-from vyre.engines.cpu import jit
+from vyre import jit
 from vyre.engines.cpu.abi import LANES
 from vyre.engines.cpu.primitives import LLVM, Body, body, function, memory_body, trap
 from vyre.engines.cpu.skeleton import BLOCK, Made, Text, per_lane

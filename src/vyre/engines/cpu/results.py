@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from vyre.engines.cpu import jit
+from vyre import jit
 from vyre.engines.cpu.makers import INTEGER, Maker, call, fetch, fetch_mask, narrow_body
 from vyre.engines.cpu.primitives import LLVM, Body, body, nan_fix
 from vyre.engines.cpu.skeleton import BLOCK, Made, Text, per_lane, widen

@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from vyre.engines.cpu import jit
+from vyre import jit
 from vyre.engines.cpu.abi import OP_A, OP_B, OP_C, OP_DST
 from vyre.engines.cpu.primitives import Body, gather
 from vyre.engines.cpu.templates import fill

@@ -14,12 +14,13 @@ from functools import cache
 from operator import itemgetter
 from typing import Any, Final
 
-from vyre.engines.cpu import jit, plan
+from vyre import jit
+from vyre.engines.cpu import plan
 from vyre.engines.cpu import straight_layout as s
 from vyre.engines.cpu.handlers import Form
-from vyre.engines.cpu.kept import kept_ir
 from vyre.engines.cpu.straight import lower_straight, straight
 from vyre.engines.cpu.straight_check import check, check_straight
+from vyre.kept import kept_ir
 from vyre.native import Unit
 from vyre.program import analysis, verifier
 from vyre.program.ir import Instr, Program

@@ -26,10 +26,10 @@ from vyre.engines.cpu import plan as p
 from vyre.engines.cpu.abi import LANES, OP_BYTES, PTR_INPUTS, PTR_OUTPUTS, SCRATCH_SLOTS
 from vyre.engines.cpu.handlers import Handlers, shared
 from vyre.engines.cpu.instructions import OTHERS
-from vyre.engines.cpu.jit import ObjectStore
 from vyre.engines.cpu.lowering import FIELDS, IDENTITY, VIRTUAL, OutOfScratch, State
 from vyre.engines.cpu.survey import survey
 from vyre.errors import EngineUnavailable
+from vyre.jit import ObjectStore
 from vyre.program.analysis import HasProgram, analyse
 from vyre.program.ir import Instr, Program
 

@@ -10,7 +10,7 @@ from functools import cache
 from hashlib import blake2b
 from pathlib import Path
 
-from vyre.engines.cpu.jit import ObjectStore
+from vyre.jit import ObjectStore
 from vyre.native import Unit
 
 
@@ -33,9 +33,10 @@ def kept_ir(unit: Callable[[], Unit], arch: str, exports: Collection[str], store
 @cache
 def _sources() -> bytes:
     """A digest of all that native functions are written in."""
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parent
     paths = [root / "native.py", root / "program" / "opcodes.py", root / "program" / "analysis.py"]
-    paths += [*sorted((root / "ring").glob("*.py")), *sorted((root / "engines" / "cpu").glob("*.py"))]
+    for folder in (root / "ring", root / "engines" / "cpu"):
+        paths += sorted(folder.glob("*.py"))
     digest = blake2b(digest_size=32)
     for path in paths:
         digest.update(path.read_bytes())
