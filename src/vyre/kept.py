@@ -34,7 +34,8 @@ def kept_ir(unit: Callable[[], Unit], arch: str, exports: Collection[str], store
 def _sources() -> bytes:
     """A digest of all that native functions are written in."""
     root = Path(__file__).resolve().parent
-    paths = [root / "native.py", root / "program" / "opcodes.py", root / "program" / "analysis.py"]
+    paths = [root / "native.py"]
+    paths += [root / "program" / f"{name}.py" for name in ("opcodes", "analysis", "words", "straight_check")]
     for folder in (root / "ring", root / "engines" / "cpu"):
         paths += sorted(folder.glob("*.py"))
     digest = blake2b(digest_size=32)

@@ -57,14 +57,6 @@ from vyre.engines.cpu.straight_layout import (
     N_DST,
     N_FORWARD,
     N_RESULT,
-    P_ACCS,
-    P_CODE,
-    P_CONSTANTS,
-    P_EMITS,
-    P_INPUTS,
-    P_OUTPUTS,
-    P_TABLES,
-    P_WORDS,
     S_BEFORE,
     S_FACTS,
     S_FAILED,
@@ -95,6 +87,7 @@ from vyre.engines.cpu.straight_slots import (
 )
 from vyre.native import Unit, copy, load32, load64, store64, zero
 from vyre.program import analysis
+from vyre.program.words import P_ACCS, P_CODE, P_CONSTANTS, P_EMITS, P_INPUTS, P_OUTPUTS, P_TABLES, P_WORDS
 
 COMPUTE = plan.COMPUTE
 RULE_MOVES_A = analysis.MOVES_A
@@ -418,7 +411,7 @@ def lower_straight(w: int, facts: int, code: int, words: int) -> int:
         w: WORKSPACE_BYTES of memory that nobody else uses meanwhile.
         facts: the table that ``Facts`` makes.
         code: 8 bytes per instruction, as in a file.
-        words: what P_WORDS says.
+        words: what words.P_CODE and those after it say.
     Returns:
         Records of the body at A_BODY | records of the prologue, which end there << 16 | scratch slots << 32;
         0 when the program is not for us.

@@ -1,6 +1,6 @@
-"""The Python side of straight: its table of facts, its memory, and a program in the words that it reads.
+"""The Python side of straight: its table of facts and its memory.
 
-Owns: when the table is made again, workspaces. Leaves to others: the facts themselves (plan, analysis, verifier, handlers).
+Owns: when the table is made again, workspaces. Leaves to others: the facts themselves (plan, analysis, handlers), rules (program/straight_check).
 """
 
 from __future__ import annotations
@@ -11,24 +11,22 @@ import struct
 from array import array
 from collections.abc import Callable
 from functools import cache
-from operator import itemgetter
-from typing import Any, Final
+from typing import Final
 
 from vyre import jit
 from vyre.engines.cpu import plan
 from vyre.engines.cpu import straight_layout as s
 from vyre.engines.cpu.handlers import Form
 from vyre.engines.cpu.straight import lower_straight, straight
-from vyre.engines.cpu.straight_check import check, check_straight
 from vyre.kept import kept_ir
 from vyre.native import Unit
 from vyre.program import analysis, verifier
 from vyre.program.ir import Instr, Program
-from vyre.program.opcodes import OPCODES, Imm, MemType, Op
+from vyre.program.opcodes import OPCODES, MemType, Op
+from vyre.program.straight_check import check, check_straight, rules_table
+from vyre.program.words import described, index_of_entries
 
 _MINE: Final = frozenset(plan.KINDS.values()) - {plan.IF, plan.ELSE, plan.END, plan.LOOP, plan.BR_IF}
-_dtype: Final[Callable[[Any], int]] = itemgetter(1)  # of a Stream or Table
-_bins: Final[Callable[[Any], int]] = itemgetter(3)  # of an Accumulator
 _Native = Callable[[int, int, bytes, bytes], int]
 _INSTR_CLASS: Final = {Instr}
 
@@ -58,24 +56,6 @@ def _flags(op: Op) -> int:
     return flags
 
 
-def _rules(op: Op) -> tuple[int, int, int]:
-    """What ``check`` reads of an instruction: the words at FACT_TYPES, FACT_ZERO and FACT_FITS."""
-    _, *types, space, fits = verifier.NEEDS[op.code]
-    words = sum(t << 8 * i for i, t in enumerate(types))
-    used = 0xFFFF
-    for i, t in enumerate(types):
-        used |= 0xFF << 16 + 8 * i if t else 0
-    if op.imm is Imm.const:
-        words |= s.HOW_CONST << s.T_HOW
-    elif fits:
-        words |= s.HOW_DECLARED << s.T_HOW | space << s.T_SPACE
-    if op.imm is not Imm.none:
-        used |= 0xFFFF << 48
-    groups = {key >> 8 for key in fits} or {0}
-    assert len(groups) == 1, f"{op.name} goes with one kind of accumulator or access"
-    return words, used ^ s.ALL, groups.pop() << 16 | sum(1 << (key & 0xFF) for key in fits)
-
-
 @cache
 def _layout() -> tuple[array[int], list[tuple[int, str]]]:
     """The table without addresses, and the word at which each handler's address belongs."""
@@ -95,40 +75,8 @@ def _layout() -> tuple[array[int], list[tuple[int, str]]]:
     for i, op in enumerate(OPCODES):
         at = (s.H_BYTES + s.FACT_BYTES * i) // 8
         words[at] = _flags(op)
-        words[at + s.FACT_TYPES // 8 : at + s.FACT_BYTES // 8] = array("Q", _rules(op))
         places += [(at + 1 + j, name) for j, name in enumerate(_names(op)) if name]
     return words, places
-
-
-@cache
-def _index() -> array[int]:
-    """Where the facts of each opcode are, in bytes from the table's start."""
-    index = array("I", [s.H_BYTES + s.FACT_BYTES * len(OPCODES)]) * 65_536
-    for i, op in enumerate(OPCODES):
-        index[op.code] = s.H_BYTES + s.FACT_BYTES * i
-    return index
-
-
-@cache
-def _words(count: int) -> Callable[..., bytes]:
-    return struct.Struct(f"<{count}Q").pack
-
-
-def described(program: Program) -> bytes:
-    """A program's declarations, constants and registers as P_CODE and what follows it say."""
-    constants, inputs, outputs = program.constants, program.inputs, program.outputs
-    tables, emits, accs, params = program.tables, program.emits, program.accumulators, program.params
-    registers = program.registers
-    words = [
-        program.instructions, len(constants), len(inputs), len(outputs), len(tables), len(emits), len(accs), len(params),
-        len(registers), *constants, *map(_dtype, inputs), *map(_dtype, outputs),
-    ]  # fmt: skip
-    if tables or emits or accs or params:
-        words += [t.access << 8 | t.dtype for t in tables]
-        words += [*map(_dtype, emits), *map(_bins, accs), *map(_dtype, params)]
-        words += [a.kind << 8 | a.dtype for a in accs]
-    words += registers
-    return _words(len(words))(*words)
 
 
 class Lowering:
@@ -170,7 +118,7 @@ class Lowering:
             memory = self._workspaces.pop()
         except IndexError:
             memory = _workspace()
-        table = self._table
+        table = self._table if which else rules_table()
         assert self._natives is not None
         found = self._natives[which](memory[1], table.buffer_info()[0], program.packed, words)
         form = None
@@ -190,7 +138,7 @@ class Lowering:
         table = layout[:]
         for at, name in places:
             table[at] = addresses.get(name, 0)
-        table[s.H_INDEX // 8] = _index().buffer_info()[0]
+        table[s.H_INDEX // 8] = index_of_entries(s.H_BYTES, s.FACT_BYTES).buffer_info()[0]
         self._table, self._known = table, known
 
 

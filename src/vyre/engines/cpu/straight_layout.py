@@ -48,14 +48,7 @@ FACT_NAMES = 8  # two addresses each: plain, then with the NaN fix-up
 FACT_B = 24
 FACT_A = 40
 FACT_C = 56
-FACT_TYPES = 72  # of dst, a, b, c as numbers, 0 for an unused one, 8 bits each; T_SPACE and T_HOW
-FACT_ZERO = 80  # bits of the instruction that must be 0
-FACT_FITS = 88  # group << 16 | memory types that the immediate's declaration may have
-FACT_BYTES = 96
-T_SPACE = 32  # shifts
-T_HOW = 40
-HOW_CONST = 1
-HOW_DECLARED = 2
+FACT_BYTES = 72
 
 # --- workspace ----------------------------------------------------------------------------------------------------------
 S_NEXT = 0
@@ -85,11 +78,6 @@ A_STORES = A_SUMS + 8 * 256  # pcs, last first
 A_LIVE = A_STORES + 8 * STORES_MAX
 A_NOTES = A_LIVE + 8 * CODE_MAX
 A_PROLOGUE = (A_NOTES + 8 * CODE_MAX + 63) & 0xFFFF_FFC0
-V_HAVE = A_PROLOGUE  # check uses the same memory: types of registers that are assigned
-V_SPACES = V_HAVE + 8 * 64  # address and count of each kind of declaration, in the verifier's order
-V_STORED = V_SPACES + 16 * 6
-V_EMITTED = V_STORED + 8 * 256
-V_UPDATES = V_EMITTED + 8 * 256
 A_BODY = A_PROLOGUE + OP_BYTES * 2 * PROLOGUE_MAX  # the prologue is moved to end here
 WORKSPACE_BYTES = A_BODY + OP_BYTES * RECORDS_MAX
 BODY_LAST = A_BODY + OP_BYTES * (RECORDS_MAX - 8)  # records of one instruction must start below
@@ -98,16 +86,3 @@ N_CANONICAL = 1
 N_RESULT = 2
 N_DST = 8  # shifts
 N_FORWARD = 16  # output + 1
-
-# --- what a program is, in u64 words: counts, then in their order constants, streams' memory types, tables (access << 8 |
-# memory type), bins of accumulators, parameters, accumulators (kind << 8 | memory type), types of registers ---------------
-P_CODE = 0
-P_CONSTANTS = 8
-P_INPUTS = 16
-P_OUTPUTS = 24
-P_TABLES = 32
-P_EMITS = 40
-P_ACCS = 48
-P_PARAMS = 56
-P_REGISTERS = 64
-P_WORDS = 72
