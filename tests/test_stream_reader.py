@@ -25,7 +25,7 @@ from vyre.stream.plan import Plan, Rung
 from vyre.stream.pool import Pool
 from vyre.stream.pread import read_exactly
 from vyre.stream.reader import Reader
-from vyre.stream.source import open_columns
+from vyre.stream.source import Segment, Source, Strip, Take, open_columns
 from vyre.stream.syscalls import direct_alignment
 
 REFUSED = uring.available()
@@ -58,7 +58,7 @@ def drain(reader, *, hold=0, release=True):
                     data = None
                 else:
                     data = bytes(load.view(name))
-                    assert operand.address % reader.source.types[name].size == 0
+                    assert operand.address % reader.source.strips[name].alignment == 0
                 found.setdefault(name, {})[load.chunk.index] = data
             reader.release(load)
     return {name: b"".join(parts[at] for at in sorted(parts)) for name, parts in found.items()}, order
@@ -512,7 +512,7 @@ from vyre.program.opcodes import MemType
 from vyre.stream.plan import Plan
 from vyre.stream.pool import Pool
 from vyre.stream.reader import Reader
-from vyre.stream.source import open_columns
+from vyre.stream.source import Segment, Source, Strip, Take, open_columns
 source, pool = open_columns({{"x": {str(path)!r}}}, {{"x": MemType.u8}}), Pool(1 << 24)
 plan = Plan.choose(source, pool, io="uring", chunk_elements=65536)
 print("go", flush=True)
@@ -565,7 +565,7 @@ from vyre.program.opcodes import MemType
 from vyre.stream.plan import Plan
 from vyre.stream.pool import Pool
 from vyre.stream.reader import Reader
-from vyre.stream.source import open_columns
+from vyre.stream.source import Segment, Source, Strip, Take, open_columns
 def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
 before = peak()
@@ -582,3 +582,33 @@ print((peak() - before) // 1024)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 32 + 8
+
+
+@pytest.mark.parametrize("chunk", [1024, 3000, 1 << 20])
+def test_arrays_one_behind_the_other_are_read_where_they_are_and_joined_only_where_a_chunk_crosses(tmp_path, chunk):
+    x, y = np.arange(10_000, dtype="i8"), np.arange(10_000, dtype="f4")
+    parts = np.split(x, [1, 1500, 1500, 4096, 9_999])
+    strip, first = Strip(8, 8), 0
+    for part in parts:
+        strip.segments.append(Segment(first, part.size, array=part.copy()))
+        first += part.size
+    path = write(tmp_path / "y", y.tobytes())
+    with open_columns({"y": path}, {"y": MemType.f32}) as files, Pool(POOL_BYTES) as pool:
+        takes = {"x": Take("x", 0, MemType.i64), **files.takes}
+        source = Source({"x": strip, **files.strips}, takes)
+        plan = Plan.choose(source, pool, io="pread", chunk_elements=chunk)
+        with Reader(source, plan, pool) as reader:
+            found = {}
+            while not reader.finished:
+                reader.submit()
+                for load in reader.ready(1.0):
+                    at, count = load.chunk.first, load.chunk.count
+                    whole = source.array("x", at, count)
+                    if whole is not None:
+                        assert load.columns["x"].address == whole.ctypes.data
+                    found[at] = bytes(load.view("x")) if whole is None else whole.tobytes(), bytes(load.view("y"))
+                    reader.release(load)
+        assert b"".join(found[at][0] for at in sorted(found)) == x.tobytes()
+        assert b"".join(found[at][1] for at in sorted(found)) == y.tobytes()
+        assert 0 < reader.copied < 5 * 8 * 1024 * 2
+        assert sum(reader.taken.values()) == source.bytes

@@ -166,7 +166,6 @@ class Stream:
                 raise BindError(f"program {program.name}: table {table.name} ({table.dtype.name}) is missing")
             self._tables.append(as_table(table, named[table.name]))
         self.report = Report(session.engine.name)
-        self._arrays: dict[str, NDArray[Any]] = {}
         self.source = source if source is not None else self._open(program, named)
         self._closed = False
         self._progress = progress
@@ -205,7 +204,6 @@ class Stream:
             is_list = isinstance(value, (list, tuple)) and len(value) > 0 and isinstance(value[0], (str, os.PathLike))
             if not (is_list or isinstance(value, (str, Column)) or hasattr(value, "__fspath__")):
                 value = as_input(stream, value, self.report.notes).reshape(-1)
-                self._arrays[stream.name] = value
             spec[stream.name] = value
         return open_columns(spec, {s.name: s.dtype for s in program.inputs})
 
@@ -304,13 +302,14 @@ class Stream:
         chunk = arrived.chunk
         inputs: list[NDArray[Any] | FileRange] = []
         for stream in program.inputs:
-            place = arrived.columns[stream.name]
+            strip = self.source.takes[stream.name].strip
+            place = arrived.columns[strip]
             if place.kind is OperandKind.FILE:
                 inputs.append(FileRange(place.fd, place.offset))
-            elif stream.name in self._arrays:
-                inputs.append(self._arrays[stream.name][chunk.first : chunk.first + chunk.count])
+            elif (array := self.source.array(strip, chunk.first, chunk.count)) is not None:
+                inputs.append(array)
             else:
-                inputs.append(np.frombuffer(arrived.view(stream.name), numpy_dtype(stream.dtype)))
+                inputs.append(np.frombuffer(arrived.view(strip), numpy_dtype(stream.dtype)))
         operands = Operands(
             chunk.first,
             chunk.count,

@@ -19,7 +19,7 @@ from typing import Final, Literal, NamedTuple, get_args
 from vyre.errors import BindError, StreamError
 from vyre.stream.cached import Cached, cached
 from vyre.stream.pool import PAGE, Pool
-from vyre.stream.source import TILE, File, Segment, Source
+from vyre.stream.source import TILE, Extent, File, Source
 from vyre.stream.syscalls import KERNEL, Kernel, direct_alignment
 from vyre.stream.uring import Ring, available
 
@@ -68,10 +68,10 @@ class Refusal(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class FilePlan:
-    """The decision for one file of one column."""
+    """The decision for what one strip has in one file."""
 
-    column: str
-    segment: Segment
+    strip: str
+    extent: Extent
     cached: Cached
     rung: Rung
     reason: str
@@ -79,7 +79,7 @@ class FilePlan:
 
     @property
     def file(self) -> File:
-        return self.segment.file
+        return self.extent.file
 
 
 class Plan:
@@ -132,23 +132,23 @@ class Plan:
             raise BindError(f"a chunk of {chunk_elements} elements", fix="give at least 1; 1,024 is the smallest cut")
         plan = cls(source, io, kernel)
         asked = [
-            (name, segment, _ask(segment, source.types[name].size))
-            for name in source.types
-            for segment in source.segments(name)
+            (name, extent, cached(extent.file.fd, extent.offset, extent.end - extent.offset))
+            for name, strip in source.strips.items()
+            for extent in strip.extents()
         ]
-        hot = {id(segment): reason for _, segment, found in asked if (reason := _hot_reason(io, source, found))}
-        cold = [name for name, segment, _ in asked if id(segment) not in hot]
+        hot = {extent.file: reason for _, extent, found in asked if (reason := _hot_reason(io, source, found))}
+        cold = [name for name, extent, _ in asked if extent.file not in hot]
         plan._size(pool, len(hot) == len(asked), chunk_elements)
         with _Trial(pool, kernel, plan.pool_bytes if cold else 0) as trial:
-            for name, segment, found in asked:
-                reason = hot.get(id(segment))
+            for name, extent, found in asked:
+                reason = hot.get(extent.file)
                 if reason is not None:
-                    decision = FilePlan(name, segment, found, Rung.HOT, reason)
+                    decision = FilePlan(name, extent, found, Rung.HOT, reason)
                 else:
-                    decision = _climb(name, segment, found, source.types[name].size, _LADDERS[io], trial)
+                    decision = _climb(name, extent, found, source, _LADDERS[io], trial)
                 plan.files.append(decision)
-                plan._rungs[segment.file] = decision
-        if any(d.rung.is_direct for d in plan.files) and len(plan.files) > len({d.column for d in plan.files}):
+                plan._rungs[extent.file] = decision
+        if any(d.rung.is_direct for d in plan.files) and len(plan.files) > len({d.strip for d in plan.files}):
             plan.notes.append("around the ends of files inside a column: page cache, blocks of two files cannot meet")
         return plan
 
@@ -171,12 +171,12 @@ class Plan:
         self.chunks_in_flight = max(1, min(wanted_chunks, pool.limit // max(1, self.frame_bytes)))
 
     def _frame(self) -> int:
-        """Bytes of one chunk in the pool: each column that has files, widened at both ends to whole blocks."""
+        """Bytes of one chunk in the pool: each strip that has files, widened at both ends to whole blocks."""
         total = 0
-        for name, dtype in self._source.types.items():
+        for name, strip in self._source.strips.items():
             if self._source.files[name]:
                 count = min(self.chunk_elements, self._source.count)
-                total += -(-count * dtype.size // PAGE) * PAGE + 2 * PAGE
+                total += -(-count * strip.width // PAGE) * PAGE + 2 * PAGE
         return total
 
     @property
@@ -204,7 +204,7 @@ class Plan:
         """What was chosen for each file and why, one line each; files decided alike are counted on one line."""
         groups: dict[tuple[str, Rung, str, tuple[Refusal, ...]], list[FilePlan]] = {}
         for decision in self.files:
-            key = (decision.column, decision.rung, decision.reason, tuple(decision.refusals))
+            key = (decision.strip, decision.rung, decision.reason, tuple(decision.refusals))
             groups.setdefault(key, []).append(decision)
         lines = []
         for decisions in groups.values():
@@ -212,18 +212,18 @@ class Plan:
                 lines.append(self._line(decisions))
             else:
                 lines.extend(self._line([decision]) for decision in decisions)
-        for name in self._source.types:
+        for name in self._source.strips:
             if not self._source.files[name]:
                 lines.append(f"{name}: in memory, read where it is")
         return "\n".join(lines + self.notes)
 
     def _line(self, decisions: list[FilePlan]) -> str:
         first = decisions[0]
-        size = sum(d.segment.elements for d in decisions) * self._source.types[first.column].size
+        size = sum(d.extent.bytes for d in decisions)
         who = first.file.path if len(decisions) == 1 else f"{first.file.path} and {len(decisions) - 1} more files"
         how = first.rung.value
         if first.rung in _COLD:
-            chunk = min(self.chunk_elements, max(self._source.count, 1)) * self._source.types[first.column].size
+            chunk = min(self.chunk_elements, max(self._source.count, 1)) * self._source.strips[first.strip].width
             how += f" {self.chunks_in_flight}x{_bytes(chunk)}"
         else:
             how += f" ({first.reason})"
@@ -247,10 +247,6 @@ def _bytes(count: int) -> str:
     return f"{count} bytes"
 
 
-def _ask(segment: Segment, size: int) -> Cached:
-    return cached(segment.file.fd, segment.offset, segment.elements * size)
-
-
 def _hot_reason(io: Io, source: Source, found: Cached) -> str | None:
     """Why the workers should read this file themselves, or None when they should not."""
     if io == "hot":
@@ -264,17 +260,20 @@ def _hot_reason(io: Io, source: Source, found: Cached) -> str | None:
     return "in the page cache" if found.fraction >= HOT_FRACTION else None
 
 
-def _climb(name: str, segment: Segment, found: Cached, size: int, ladder: tuple[Rung, ...], trial: _Trial) -> FilePlan:
+def _climb(
+    name: str, extent: Extent, found: Cached, source: Source, ladder: tuple[Rung, ...], trial: _Trial
+) -> FilePlan:
     """Take the first rung of ``ladder`` that works for this file; keep why the others did not."""
+    alignment = source.strips[name].alignment
     refusals: list[Refusal] = []
     for rung in ladder:
-        cause = trial.refuses(rung, segment, size)
+        cause = trial.refuses(rung, extent, alignment)
         if cause is None:
-            return FilePlan(name, segment, found, rung, "", refusals)
+            return FilePlan(name, extent, found, rung, "", refusals)
         refusals.append(Refusal(rung, cause))
     causes = "; ".join(dict.fromkeys(f"{refusal.cause}" for refusal in refusals))
     raise StreamError(
-        f"{segment.file.path}: {ladder[-1].value} is impossible here: {causes}", fix='io="auto" takes another way'
+        f"{extent.file.path}: {ladder[-1].value} is impossible here: {causes}", fix='io="auto" takes another way'
     )
 
 
@@ -304,23 +303,23 @@ class _Trial:
         if self._ring is not None:
             self._ring.close()
 
-    def refuses(self, rung: Rung, segment: Segment, size: int) -> str | None:
-        """Why a rung cannot be taken for a file, or None."""
+    def refuses(self, rung: Rung, extent: Extent, alignment: int) -> str | None:
+        """Why a rung cannot be taken for a file whose elements have to be aligned so, or None."""
         if rung is Rung.PREAD:
             return None
         self._set_up()
         if self._ring is None:
             return self._blocked or "io_uring is blocked"
         if rung.is_direct:
-            cause = _open_direct(segment, size)
+            cause = _open_direct(extent, alignment)
             if cause is not None:
                 return cause
         if rung is Rung.DIRECT_REGISTERED and self._unregistered is not None:
             return self._unregistered
-        key = (segment.file.device, rung)
+        key = (extent.file.device, rung)
         if self._kernel is KERNEL and key in _TRUSTED:
             return None
-        cause = self._test_read(self._ring, rung, segment.file)
+        cause = self._test_read(self._ring, rung, extent.file)
         if cause is None and self._kernel is KERNEL:
             _TRUSTED.add(key)
         return cause
@@ -385,22 +384,24 @@ class _Trial:
         return None
 
 
-def _open_direct(segment: Segment, size: int) -> str | None:
+def _open_direct(extent: Extent, alignment: int) -> str | None:
     """Open a file's second descriptor for direct I/O. Returns why it has none, or None."""
-    file = segment.file
-    if segment.offset % size:
-        return f"its elements begin at byte {segment.offset}, no multiple of {size}: whole blocks would misalign them"
+    file = extent.file
+    if extent.offset % alignment:
+        return (
+            f"its elements begin at byte {extent.offset}, no multiple of {alignment}: whole blocks would misalign them"
+        )
     if file.direct_fd >= 0:
         return None
-    alignment = direct_alignment(file.fd)
-    if alignment is None:
+    blocks = direct_alignment(file.fd)
+    if blocks is None:
         return "statx reports no DIOALIGN: the file system has no direct I/O"
-    if alignment.memory > PAGE:
-        return f"direct I/O wants memory aligned to {alignment.memory} bytes, pages have {PAGE}"
+    if blocks.memory > PAGE:
+        return f"direct I/O wants memory aligned to {blocks.memory} bytes, pages have {PAGE}"
     try:
         # Through /proc, so that it is the same file even when the path has been replaced.
         file.direct_fd = os.open(f"/proc/self/fd/{file.fd}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
     except OSError as error:
         return f"opening with O_DIRECT: {errno.errorcode.get(error.errno or 0, error.errno)}"
-    file.align = max(alignment.offset, PAGE)
+    file.align = max(blocks.offset, PAGE)
     return None

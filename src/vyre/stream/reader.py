@@ -9,6 +9,7 @@ that a native pump can stand in for this class: same chunks, same operands, same
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import time
@@ -50,7 +51,7 @@ class Loaded:
 
     Attributes:
         chunk: its index, first element and count.
-        columns: operand by column name. Memory is element aligned, and no more.
+        columns: operand by name of the strip. Memory is aligned as the strip wants it, and no more.
         error: why it could not be read; ``columns`` is not to be used then.
     """
 
@@ -95,6 +96,7 @@ class Reader:
 
     Attributes:
         taken: bytes by the way that they really took, in Rung's words.
+        copied: bytes of memory that were put together because a chunk crosses from one array into the next.
         stalls: times that a chunk had to wait because the pool had no room: the consumer is the bottleneck then.
         finished: every chunk has been handed out and released.
     """
@@ -105,6 +107,7 @@ class Reader:
         self.pool = pool
         self.taken: dict[Rung, int] = {}
         self.stalls = 0
+        self.copied = 0
         self._chunks = source.chunks(plan.chunk_elements)
         self._next = next(self._chunks, None)
         self._ring: Ring | None = None
@@ -191,7 +194,7 @@ class Reader:
         load = Loaded(chunk, {}, _reader=self)
         placed: list[tuple[str, list[Piece], int]] = []
         total = 0
-        for name in self.source.types:
+        for name in self.source.strips:
             pieces = self.source.pieces(name, chunk.first, chunk.count)
             if len(pieces) == 1:
                 piece = pieces[0]
@@ -210,9 +213,10 @@ class Reader:
             if load._buffer is None:
                 self.stalls += 1
                 return False
-            self._loading.add(chunk.index)
             for name, pieces, at in placed:
                 self._layout(load, name, pieces, load._buffer.address + at)
+            if load._reads:
+                self._loading.add(chunk.index)
         self._outstanding += 1
         if not load._reads:
             self._ready.append(load)
@@ -245,9 +249,13 @@ class Reader:
         if len(pieces) > 1:
             data = address
             for piece in pieces:
-                assert piece.file is not None
-                rung = Rung.BUFFERED if self._use_ring else Rung.PREAD
-                self._split(load, piece, piece.file, rung, address, 0)
+                if piece.file is None:
+                    ctypes.memmove(address, piece.address, piece.bytes)
+                    self._count(Rung.MEMORY, piece.bytes)
+                    self.copied += piece.bytes
+                else:
+                    rung = Rung.BUFFERED if self._use_ring else Rung.PREAD
+                    self._split(load, piece, piece.file, rung, address, 0)
                 address += piece.bytes
         else:
             (piece,) = pieces

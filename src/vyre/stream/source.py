@@ -77,65 +77,98 @@ class Chunk:
     count: int
 
 
-@dataclass(slots=True)
-class Segment:
-    """Elements [first, first + elements) of a column lie in ``file`` from byte ``offset`` on."""
+class Segment(NamedTuple):
+    """Elements [first, first + elements) of a strip lie together: in ``file`` from byte ``offset`` on, or in ``array``.
 
-    file: File
+    One file may hold several, in any order (the record batches of an Arrow file).
+    """
+
     first: int
     elements: int
-    offset: int
-
-
-@dataclass(slots=True)
-class _Opened:
-    """A column with its files open, or an array."""
-
-    dtype: MemType
-    segments: list[Segment] = field(default_factory=list)
+    file: File | None = None
+    offset: int = 0
     array: NDArray[Any] | None = None
-    notes: list[str] = field(default_factory=list)
+
+
+class Extent(NamedTuple):
+    """What a strip has in one file: ``bytes`` of it, all of them in [offset, end)."""
+
+    file: File
+    offset: int
+    end: int
+    bytes: int
+
+
+@dataclass(slots=True, eq=False)
+class Strip:
+    """What is read: the elements of one column, or whole rows out of which several columns are taken.
+
+    Attributes:
+        width: bytes from one element (or row) to the next; nothing else lies between them.
+        alignment: bytes to which elements have to be aligned in memory, 1 for rows.
+        segments: where they are, in order.
+    """
+
+    width: int
+    alignment: int
+    segments: list[Segment] = field(default_factory=list)
 
     @property
     def count(self) -> int:
-        if self.array is not None:
-            return int(self.array.size)
         return self.segments[-1].first + self.segments[-1].elements if self.segments else 0
+
+    def extents(self) -> list[Extent]:
+        """One for each file, in the order of their first elements; none for memory."""
+        found: dict[File, Extent] = {}
+        for segment in self.segments:
+            if segment.file is not None:
+                size = segment.elements * self.width
+                offset, end = segment.offset, segment.offset + size
+                _, low, high, total = found.get(segment.file, (None, offset, end, 0))
+                found[segment.file] = Extent(segment.file, min(low, offset), max(high, end), total + size)
+        return list(found.values())
+
+
+class Take(NamedTuple):
+    """Where the elements of an input are: a ``dtype`` at byte ``offset`` of each element of ``strip``."""
+
+    strip: str
+    offset: int
+    dtype: MemType
 
 
 class Source:
     """Columns of equal length, cut at the same elements. Close it, or use it in a ``with``.
 
     Attributes:
-        types: memory type of each column by name, in the order of the declarations.
+        types: memory type of each input by name, in the order of the declarations.
+        takes: where each input's elements are; most inputs have a strip of their own, which bears their name.
+        strips: what is read, by name.
         count: elements of each column.
-        files: every file that is open, by column name.
+        files: every file that is open, by name of the strip; none for memory.
         notes: what was done on the way that costs something or leaves something out, one line each.
     """
 
-    def __init__(self, columns: Mapping[str, _Opened]) -> None:
-        self._columns = dict(columns)
-        self.types = {name: column.dtype for name, column in columns.items()}
-        self.files = {name: [s.file for s in column.segments] for name, column in columns.items()}
-        self.notes = [note for column in columns.values() for note in column.notes]
-        self.count = next((column.count for column in columns.values()), 0)
-        self._starts = {name: [s.first for s in column.segments] for name, column in columns.items()}
+    def __init__(self, strips: Mapping[str, Strip], takes: Mapping[str, Take], notes: Sequence[str] = ()) -> None:
+        self.strips = dict(strips)
+        self.takes = dict(takes)
+        self.types = {name: take.dtype for name, take in takes.items()}
+        self.files = {name: [extent.file for extent in strip.extents()] for name, strip in strips.items()}
+        self.notes = list(notes)
+        self.count = next((strip.count for strip in strips.values()), 0)
+        self._starts = {name: [s.first for s in strip.segments] for name, strip in strips.items()}
         self._cuts = sorted({start for starts in self._starts.values() for start in starts if 0 < start < self.count})
-
-    def segments(self, name: str) -> list[Segment]:
-        """The files of a column, in order, and which elements each holds; none for an array."""
-        return list(self._columns[name].segments)
 
     @property
     def bytes(self) -> int:
-        """Bytes of all columns together."""
-        return self.count * sum(dtype.size for dtype in self.types.values())
+        """Bytes of all strips together."""
+        return self.count * sum(strip.width for strip in self.strips.values())
 
     def chunk_elements(self, *, hot: bool) -> int:
-        """The default length of a chunk: a span when workers read the files, else 1 MiB of the widest column."""
+        """The default length of a chunk: a span when workers read the files, else 1 MiB of the widest strip."""
         if hot:
             return HOT_CHUNK_ELEMENTS
-        return COLD_CHUNK_BYTES // max((dtype.size for dtype in self.types.values()), default=1)
+        return COLD_CHUNK_BYTES // max((strip.width for strip in self.strips.values()), default=1)
 
     def chunks(self, chunk_elements: int) -> Iterator[Chunk]:
         """Cut all columns at the same elements.
@@ -165,21 +198,31 @@ class Source:
             index, first = index + 1, last
 
     def pieces(self, name: str, first: int, count: int) -> list[Piece]:
-        """Where elements [first, first + count) of a column lie, in order. More than one piece: they cross files."""
-        column = self._columns[name]
-        size = column.dtype.size
-        if column.array is not None:
-            return [Piece(None, 0, count * size, column.array.ctypes.data + first * size)]
+        """Where elements [first, first + count) of a strip lie, in order. More than one piece: they cross segments.
+
+        The pieces of a strip are all in files, or all in memory.
+        """
+        strip = self.strips[name]
+        size = strip.width
         found = []
         at = bisect.bisect_right(self._starts[name], first) - 1
         while count > 0:
-            segment = column.segments[at]
+            segment = strip.segments[at]
             inside = first - segment.first
             here = min(count, segment.elements - inside)
             if here > 0:
-                found.append(Piece(segment.file, segment.offset + inside * size, here * size, 0))
+                address = 0 if segment.array is None else segment.array.ctypes.data + inside * size
+                found.append(Piece(segment.file, segment.offset + inside * size, here * size, address))
             first, count, at = first + here, count - here, at + 1
         return found
+
+    def array(self, name: str, first: int, count: int) -> NDArray[Any] | None:
+        """The array over elements [first, first + count) of a strip, where they lie together in memory; else None."""
+        segment = self.strips[name].segments[bisect.bisect_right(self._starts[name], first) - 1]
+        inside = first - segment.first
+        if segment.array is None or inside + count > segment.elements:
+            return None
+        return segment.array[inside : inside + count]
 
     def read_error(self, first: int, count: int, code: int = 0) -> StreamError:
         """The error for a chunk that somebody else could not read: which file, where, what was expected.
@@ -187,7 +230,7 @@ class Source:
         Args:
             code: errno of the failed read, 0 when the file ended early.
         """
-        pieces = [piece for name in self._columns for piece in self.pieces(name, first, count)]
+        pieces = [piece for name in self.strips for piece in self.pieces(name, first, count)]
         for piece in pieces:
             if piece.file is not None and os.fstat(piece.file.fd).st_size < piece.offset + piece.bytes:
                 return shrank(piece.file, piece.offset, piece.bytes)
@@ -251,22 +294,24 @@ def open_columns(spec: Mapping[str, ColumnSpec], declared: Mapping[str, MemType]
     missing = [name for name in declared if name not in spec]
     if missing:
         raise BindError(f"input {missing[0]!r} has no column", fix=f"give {', '.join(f'{n}=PATH' for n in missing)}")
-    opened: dict[str, _Opened] = {}
+    strips: dict[str, Strip] = {}
+    takes: dict[str, Take] = {}
+    notes: list[str] = []
     with contextlib.ExitStack() as undo:
         for name, dtype in declared.items():
             what = spec[name]
             if isinstance(what, np.ndarray):
-                opened[name] = _open_array(name, what, dtype)
+                strips[name] = _open_array(name, what, dtype, notes)
             else:
                 column = what if isinstance(what, Column) else Column(what)
-                opened[name] = _open_files(name, column, dtype, undo)
-        _check_lengths(opened)
+                strips[name] = _open_files(name, column, dtype, undo, notes)
+            takes[name] = Take(name, 0, dtype)
+        _check_lengths({name: strips[take.strip].count for name, take in takes.items()})
         undo.pop_all()
-    return Source(opened)
+    return Source(strips, takes, notes)
 
 
-def _check_lengths(opened: Mapping[str, _Opened]) -> None:
-    lengths = {name: column.count for name, column in opened.items()}
+def _check_lengths(lengths: Mapping[str, int]) -> None:
     reference = next(iter(lengths), "")
     for name, length in lengths.items():
         if length != lengths[reference]:
@@ -282,25 +327,27 @@ def _check_type(what: str, found: MemType, dtype: MemType, cast: str) -> None:
         raise BindError(f"{what} has elements of type {found.name}, but the input is declared {dtype.name}", fix=cast)
 
 
-def _open_array(name: str, array: NDArray[Any], dtype: MemType) -> _Opened:
+def _open_array(name: str, array: NDArray[Any], dtype: MemType, notes: list[str]) -> Strip:
     found = memtype_of(array.dtype)
     cast = f"{name}.astype(np.{numpy_dtype(dtype).name})"
     if found is None:
         raise BindError(f"array {name!r} has elements of type {array.dtype}, which memory cannot hold", fix=cast)
     _check_type(f"array {name!r}", found, dtype, cast)
-    notes = [] if array.flags.c_contiguous else [f"{name}: copied once, because the array is strided"]
-    return _Opened(dtype, array=np.ascontiguousarray(array), notes=notes)
+    if not array.flags.c_contiguous:
+        notes.append(f"{name}: copied once, because the array is strided")
+    flat = np.ascontiguousarray(array).reshape(-1)
+    return Strip(dtype.size, dtype.size, [Segment(0, flat.size, array=flat)])
 
 
-def _open_files(name: str, column: Column, dtype: MemType, undo: contextlib.ExitStack) -> _Opened:
-    opened = _Opened(dtype)
+def _open_files(name: str, column: Column, dtype: MemType, undo: contextlib.ExitStack, notes: list[str]) -> Strip:
+    strip = Strip(dtype.size, dtype.size)
     if not column.paths:
         raise BindError(f"input {name!r} has an empty list of paths", fix="give at least one file")
     if column.dtype is not None:
         cast = f"declare the input {column.dtype.name}, or write another file with the cast"
         _check_type(f"column {name!r} ({column.paths[0]})", column.dtype, dtype, cast)
     first = 0
-    for path, listed in _files_of(column.paths, opened.notes):
+    for path, listed in _files_of(column.paths, notes):
         file = _open_file(path, undo)
         is_npy = column.format == "npy" or (column.format == "auto" and path.endswith(".npy"))
         if listed and column.elements is not None:
@@ -314,9 +361,9 @@ def _open_files(name: str, column: Column, dtype: MemType, undo: contextlib.Exit
             offset, elements = header.offset, header.elements
         else:
             offset, elements = column.offset, _raw_elements(file, column, dtype)
-        opened.segments.append(Segment(file, first, elements, offset))
+        strip.segments.append(Segment(first, elements, file, offset))
         first += elements
-    return opened
+    return strip
 
 
 def _raw_elements(file: File, column: Column, dtype: MemType) -> int:
