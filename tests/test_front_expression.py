@@ -224,6 +224,13 @@ def test_equal_subexpressions_are_computed_once():
     assert len(set(names)) < len(names)
 
 
+def test_an_instruction_shared_by_two_types_keeps_the_type_of_each():
+    u, v = np.array([2**32 - 1], np.uint32), np.zeros(1, np.uint32)
+    same(value("f64(u + v) - f64(i32(u) + i32(v))", u=u, v=v), np.array([2.0**32]))
+    b, c = np.array([True]), np.array([True])
+    same(value("where(b & c, 2, 3) * (i32(b) & i32(c))", b=b, c=c), np.array([2], np.int32))
+
+
 def test_many_values_fit_into_64_registers_or_are_refused():
     many = " + ".join(f"sqrt(a + {n})" for n in range(300))
     program = compile_expression(many, {"a": "f64"})

@@ -129,7 +129,7 @@ class _Emitter(Lowering):
             registers.append(_REGISTER_TYPE[kind])
             value = self.seen[key] = dst << 4 | kind
             self.code.append((op, dst, a >> 4, b >> 4, c >> 4, imm))
-        return value
+        return value & ~15 | kind  # one instruction may stand for i32, u32 and bool: each asker keeps his type
 
     def convert(self, value: int, kind: int) -> int:
         if value & 15 >= WEAK_INT and kind in _FLOAT_KINDS:
@@ -263,6 +263,8 @@ class _Compiler:
                             registers.append(_REGISTER_TYPE[kind])
                             value = seen[key] = dst << 4 | kind
                             code.append((op, dst, a, b, 0, 0))
+                        else:
+                            value = value & ~15 | kind
                     elif what == _UNARY:
                         value = emitter.unary(top[3], value)
                     else:
