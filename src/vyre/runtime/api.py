@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from vyre.engines.device_array import is_on_device
 from vyre.runtime.programs import ProgramLike
 from vyre.runtime.result import Result
 from vyre.runtime.session import EngineName, OnFault, Session
@@ -134,8 +135,8 @@ def evaluate(text: str, /, *, engine: EngineName = "auto", out: Any = None, **ar
 
 
 def in_device_memory(value: Any) -> bool:
-    """True for arrays of a GPU: torch, CuPy and whatever else has ``__cuda_array_interface__``."""
-    return type(value) is not np.ndarray and hasattr(value, "__cuda_array_interface__")
+    """True for arrays of a GPU: torch, CuPy, JAX and whatever else speaks DLPack or the CUDA array interface."""
+    return type(value) is not np.ndarray and is_on_device(value)
 
 
 def values_of(inputs: Any) -> Iterable[Any]:

@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from vyre.engines.device_array import DeviceArray, is_on_device
 from vyre.errors import BindError
 from vyre.program.ir import Param, Program, Stream, Table
 from vyre.program.opcodes import Access, MemType
@@ -28,35 +29,61 @@ _INTEGERS: Final[dict[MemType, tuple[int, int]]] = {
 }  # fmt: skip
 
 
-class DeviceArray:
-    """An array in GPU memory, seen through ``__cuda_array_interface__``: what counts of it, whoever made it.
-
-    Attributes:
-        owner: the caller's array; kept alive with the item.
-        dtype, shape, size: as NumPy has them.
-    """
-
-    __slots__ = ("__cuda_array_interface__", "dtype", "owner", "shape", "size")
-
-    def __init__(self, owner: Any) -> None:
-        self.owner = owner
-        self.__cuda_array_interface__: dict[str, Any] = owner.__cuda_array_interface__
-        self.dtype = np.dtype(self.__cuda_array_interface__["typestr"])
-        self.shape = tuple(self.__cuda_array_interface__["shape"])
-        self.size = math.prod(self.shape)
-
-
-def on_device(stream: Stream, value: Any) -> DeviceArray:
+def on_device(role: str, declared: Stream | Table, value: Any, stream: int) -> DeviceArray:
     """A device array of the declared type; used where it is.
 
+    Args:
+        role: "input", "out for" or "table", for messages.
+        stream: a CUDA stream of the engine's.
     Raises:
-        BindError: it has another type.
+        BindError: it has another type, or its producer does not give it away.
     """
-    a = DeviceArray(value)
-    if a.dtype != numpy_dtype(stream.dtype):
+    a = DeviceArray(value, f"{role} {declared.name}", stream)
+    if a.memtype is not declared.dtype and (a.memtype, declared.dtype) != (MemType.u16, MemType.bf16):
         raise BindError(
-            f"{stream.name} is a device array of {a.dtype}; the program has {stream.dtype.name}",
+            f"{role} {declared.name} is a device array of {a.memtype.name}; the program has {declared.dtype.name}",
             fix="convert it on the device first",
+        )
+    return a
+
+
+def output_on_device(declared: Stream, value: Any, count: int, stream: int, others: Mapping[str, Any]) -> DeviceArray:
+    """A device array that the caller wants an output written to, in place.
+
+    Args:
+        others: operands by role and name; it may be exactly an input, but not lie across one.
+    Raises:
+        BindError: as ``on_device``; it may not be written to, has another length, or lies across another operand.
+    """
+    a = on_device("out for", declared, value, stream)
+    if a.read_only:
+        raise BindError(
+            f"out for {declared.name} is read-only: its producer does not let others write to it",
+            fix="leave it out and read the result, or pass an array of torch or CuPy",
+        )
+    if a.size != count:
+        raise BindError(f"out for {declared.name} has {a.size} elements, the inputs have {count}")
+    for name, other in others.items():
+        if not isinstance(other, DeviceArray) or not a.overlaps(other):
+            continue
+        if name.startswith("input ") and (a.address, a.dtype.itemsize) == (other.address, other.dtype.itemsize):
+            continue
+        raise BindError(
+            f"out for {declared.name} overlaps {name} without being the same elements",
+            fix="write to memory of its own, or in place over an input of the same size of element",
+        )
+    return a
+
+
+def table_on_device(table: Table, value: Any, stream: int) -> DeviceArray:
+    """A device array for a table; one that the program updates is updated in place."""
+    a = on_device("table", table, value, stream)
+    if len(a.shape) != 1:
+        raise BindError(f"table {table.name} has {len(a.shape)} dimensions and must have 1", fix="pass table.ravel()")
+    if a.read_only and table.access is Access.atomic:
+        raise BindError(
+            f"table {table.name} is updated in place, and its producer does not let others write to it",
+            fix="keep the table in an array of torch, CuPy or NumPy",
         )
     return a
 
@@ -225,7 +252,7 @@ def _array_of(role: str, name: str, value: object, want: MemType) -> NDArray[Any
         raise BindError(f"{role} {name} is a masked array, whose mask no program sees", fix=f"{name}.filled(value)")
     if isinstance(value, np.ndarray):
         return value.view(np.ndarray)
-    if hasattr(value, "__cuda_array_interface__"):
+    if is_on_device(value):
         raise BindError(
             f"{role} {name} lies in device memory, which this engine cannot read",
             fix="open a session with engine='cuda', or copy it to the host",

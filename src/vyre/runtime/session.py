@@ -18,12 +18,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vyre.engines.base import FileRange, ItemResult, Operands
+from vyre.engines.device_array import is_on_device
 from vyre.errors import BindError, Fault, RingFull, SessionClosed, WaitTimeout
 from vyre.program.opcodes import Access, FaultCode
 from vyre.program.verifier import Verified
 from vyre.ring.layout import Priority
 from vyre.runtime import batches
-from vyre.runtime.operands import as_input, as_output, as_param, as_table, check_overlap, count_of, on_device
+from vyre.runtime.operands import (
+    as_input,
+    as_output,
+    as_param,
+    as_table,
+    check_overlap,
+    count_of,
+    on_device,
+    output_on_device,
+    table_on_device,
+)
 from vyre.runtime.programs import ProgramLike, verified_of
 from vyre.runtime.result import Facts, Result
 from vyre.runtime.tickets import Ticket, raise_for
@@ -161,7 +172,8 @@ class Session:
             stay_s=stay_s,
             store=store,
         )
-        self._takes_device_arrays = self.engine.name == "cuda"
+        self._device_stream: int | None = getattr(self.engine, "device_stream", None)
+        """Where the engine takes arrays in device memory: the stream that their producers' work is put before."""
         self.pool_bytes = pool_bytes
         self.io = io
         self._lock = threading.Lock()
@@ -245,8 +257,8 @@ class Session:
                 a = named[name]
                 # The common case first: exactly the array that is needed.
                 if type(a) is not np.ndarray or a.dtype is not dtype or not a.flags.c_contiguous or not a.flags.aligned:
-                    if self._takes_device_arrays and hasattr(a, "__cuda_array_interface__"):
-                        a = on_device(stream, a)
+                    if self._device_stream is not None and type(a) is not np.ndarray and is_on_device(a):
+                        a = on_device("input", stream, a, self._device_stream)
                     else:
                         a = as_input(stream, a, notes)
                 arrays.append(a)
@@ -257,11 +269,15 @@ class Session:
         if len(arrays) > 1 and any(a.shape != shape for a in arrays):
             shape = (count,)
         params = params_of(loaded, named) if program.params else []
-        tables = []
+        tables: list[Any] = []
         for table in program.tables:
             if table.name not in named:
                 raise BindError(f"program {program.name}: table {table.name} ({table.dtype.name}) is missing")
-            tables.append(as_table(table, named[table.name]))
+            value = named[table.name]
+            if self._device_stream is not None and type(value) is not np.ndarray and is_on_device(value):
+                tables.append(table_on_device(table, value, self._device_stream))
+            else:
+                tables.append(as_table(table, value))
         if out is None:
             outputs: list[NDArray[Any]] = [np.empty(count, dtype) for dtype in loaded._dtypes]
         else:
@@ -284,15 +300,19 @@ class Session:
         for name in out:
             if name not in [s.name for s in program.outputs]:
                 raise BindError(f"out names {name!r}, which is no output of program {program.name}")
-        others = dict(zip((s.name for s in program.inputs), arrays, strict=True))
-        written = {f"table {t.name}": a for t, a in zip(program.tables, tables, strict=True)}
+        host = [(s.name, a) for s, a in zip(program.inputs, arrays, strict=True) if isinstance(a, np.ndarray)]
+        others = dict(host)
+        written = {
+            f"table {t.name}": a for t, a in zip(program.tables, tables, strict=True) if isinstance(a, np.ndarray)
+        }
+        there: dict[str, Any] = {f"input {s.name}": a for s, a in zip(program.inputs, arrays, strict=True)}
+        there |= {f"table {t.name}": a for t, a in zip(program.tables, tables, strict=True)}
         outputs: list[Any] = []
         for stream, dtype in zip(program.outputs, loaded._dtypes, strict=True):
             a: Any
-            if self._takes_device_arrays and hasattr(out.get(stream.name), "__cuda_array_interface__"):
-                a = on_device(stream, out[stream.name])
-                if a.size != count:
-                    raise BindError(f"out for {stream.name} has {a.size} elements, the inputs have {count}")
+            given = out.get(stream.name)
+            if self._device_stream is not None and type(given) is not np.ndarray and is_on_device(given):
+                a = there[f"out for {stream.name}"] = output_on_device(stream, given, count, self._device_stream, there)
             elif stream.name in out:
                 a = as_output(stream, out[stream.name], count)
                 check_overlap(a, stream.name, others)

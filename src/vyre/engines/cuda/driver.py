@@ -52,6 +52,7 @@ class Device:
         count = self.call("count devices", cu.cuDeviceGetCount())
         if not 0 <= index < count:
             raise EngineUnavailable(f"device {index} is not there: this machine has {count}", fix=FIX_DRIVER)
+        self.index = index
         self.handle = self.call("open the device", cu.cuDeviceGet(index))
         kinds = cu.CUdevice_attribute
         self.major = self._attribute(kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)
@@ -133,6 +134,15 @@ class Device:
         self.call("copy to the host", self.cu.cuMemcpyDtoHAsync(host, address, size, self.copies))
         self.call("copy to the host", self.cu.cuStreamSynchronize(self.copies))
 
+    def is_done(self, stream: int) -> bool:
+        """Whether a stream has nothing left to do."""
+        self.enter()
+        status = self.cu.cuStreamQuery(stream)[0]
+        if status.name != "CUDA_ERROR_NOT_READY":
+            self.call("ask a stream", (status,))
+            return True
+        return False
+
     def wait_for(self, stream: int) -> None:
         """Wait until what another library has put on its stream is done (decision 30)."""
         self.enter()
@@ -165,12 +175,7 @@ class Device:
 
     def idle(self) -> bool:
         """Whether the residency stream has nothing left to do."""
-        status = self.cu.cuStreamQuery(self.stream)[0]
-        if int(status) == 0:
-            return True
-        if status.name == "CUDA_ERROR_NOT_READY":
-            return False
-        raise DeviceLost(f"the GPU reports {status.name}", fix="open a session in a new process")
+        return self.is_done(self.stream)
 
     def close(self) -> None:
         """Give everything back. The kernel has left."""

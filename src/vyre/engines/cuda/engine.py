@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import math
 import os
 import struct
 import sys
 import weakref
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -27,6 +28,7 @@ from vyre.engines.cuda.driver import Device
 from vyre.engines.cuda.lower import Image, lower, value_of_key
 from vyre.engines.cuda.memory import Pool, array_at
 from vyre.engines.cuda.residency import THREADS, Residency
+from vyre.engines.device_array import DeviceArray, is_on_device
 from vyre.engines.fold import fold_spans
 from vyre.errors import ArenaFull, BindError, EngineUnavailable, Fault, SessionClosed
 from vyre.program.ir import Program
@@ -217,7 +219,7 @@ class CudaEngine:
 
         Args:
             inputs: host arrays are copied into pinned memory unless they are the engine's own (pinned_empty); device
-                arrays (``__cuda_array_interface__``) are used in place, after their stream is done.
+                arrays (DLPack or ``__cuda_array_interface__``) are used in place, after their stream is done.
             tables: likewise; atomic ones in host memory are copied to the device and back.
             params: 64 bits each, in memory form.
             outputs: as inputs, written in place where they are the engine's own or on the device; None makes pinned ones.
@@ -376,24 +378,34 @@ class CudaEngine:
             if value.flags.c_contiguous and value.dtype == kind and value.size >= count:
                 return self._pinned.device_address(value.ctypes.data, max(count * kind.itemsize, 1))
             return None
-        interface = getattr(value, "__cuda_array_interface__", None)
-        if interface is None:
+        known = isinstance(value, DeviceArray)
+        if not known and not is_on_device(value):
             return None
-        if np.dtype(interface["typestr"]) != kind:
-            raise BindError(f"{name}: the device array is {interface['typestr']}, the program declares {kind.str}")
-        strides = interface.get("strides")
-        shape = interface["shape"]
-        if strides is not None:
-            step = kind.itemsize
-            for n, s in zip(reversed(shape), reversed(strides), strict=True):
-                if n > 1 and s != step:
-                    raise BindError(f"{name}: a device array must be contiguous", fix="call .contiguous() or .copy()")
-                step *= n
-        if int(np.prod(shape)) < count:
-            raise BindError(f"{name}: the device array has {int(np.prod(shape))} elements, {count} are needed")
-        stream = interface.get("stream")
-        self.device.wait_for(0 if stream is None else stream)
-        return int(interface["data"][0])
+        array = value if known else DeviceArray(value, name, self.device_stream)
+        if array.dtype != kind:
+            raise BindError(f"{name}: the device array is {array.dtype}, the program declares {kind}")
+        if array.size < count:
+            raise BindError(f"{name}: the device array has {array.size} elements, {count} are needed")
+        if array.device is not None and array.device != self.device.index:
+            raise BindError(
+                f"{name} lies on device {array.device}, the session's engine runs on device {self.device.index}",
+                fix=f"open a session with device={array.device}, or copy the array",
+            )
+        if not known:
+            self.wait_for_producers([array])
+        return int(array.address)
+
+    def wait_for_producers(self, arrays: Iterable[DeviceArray]) -> None:
+        """Wait until what their producers have put on their current streams is done (decision 30).
+
+        Their kernels may find no room beside the resident one, so if something is still pending, the stay is asked to
+        end: otherwise they would wait for its grace.
+        """
+        ours = self.device_stream
+        for stream in {each.order_before(ours) for each in arrays}:
+            if not self.device.is_done(stream):
+                self.residency.ask_to_leave()
+                self.device.wait_for(stream)
 
     def unbind(self, binding: Binding) -> None:
         """Forget a binding. No slot that names it may be unfinished."""
@@ -534,6 +546,11 @@ class CudaEngine:
             yield
 
     @property
+    def device_stream(self) -> int:
+        """Our stream that the work of other libraries is put before when we take their arrays."""
+        return int(self.device.copies)
+
+    @property
     def session_words(self) -> NDArray[np.uint32]:
         """A copy of the 4,096 words that control items work on. Read it behind a fence."""
         found = np.empty(4096, np.uint32)
@@ -569,8 +586,10 @@ def fault_of(code: int, pc: int, element: int) -> Fault:
 
 
 def _size(value: Any) -> int:
-    interface = getattr(value, "__cuda_array_interface__", None)
-    return int(np.prod(interface["shape"])) if interface is not None else int(np.asarray(value).size)
+    if isinstance(value, (np.ndarray, DeviceArray)):
+        return int(value.size)
+    shape = getattr(value, "shape", None)
+    return math.prod(shape) if shape is not None else int(np.asarray(value).size)
 
 
 def _address(value: Any) -> int:

@@ -13,6 +13,7 @@ import numpy as np
 
 from vyre.engines.base import FileRange, ItemResult, Operands
 from vyre.engines.cuda.engine import Binding, CudaEngine
+from vyre.engines.device_array import DeviceArray
 from vyre.errors import Fault, WaitTimeout
 from vyre.program.ir import Program
 from vyre.program.opcodes import FAULT_REASONS, FaultCode
@@ -48,14 +49,22 @@ class CudaItem:
                 self._failed = ItemResult(fault=_shrank(self.operands.origin))
                 return True
             o = self.operands
-            outputs = [a if hasattr(a, "__cuda_array_interface__") else None for a in o.outputs]
+            outputs = [a if isinstance(a, DeviceArray) else None for a in o.outputs]
             self._binding = self.engine.bind(self.opcode, inputs, o.tables, o.params, outputs, o.count, o.origin)
         else:
             for staged, given in zip(self._binding.inputs, self.operands.inputs, strict=True):
                 if staged is not None and isinstance(given, np.ndarray):
                     np.copyto(staged, given.reshape(-1)[: self.operands.count])
+        self._wait_for_producers()
         self.sequence = self.engine.publish(self._binding)
         return self.sequence is not None
+
+    def _wait_for_producers(self) -> None:
+        o = self.operands
+        everything: list[Any] = [*o.inputs, *o.outputs, *o.tables]
+        theirs = [a for a in everything if isinstance(a, DeviceArray)]
+        if theirs:
+            self.engine.wait_for_producers(theirs)
 
     def _inputs(self) -> list[Any] | None:
         """Inputs as the engine binds them; ranges of files are read into pinned memory. None: a file ended early."""

@@ -187,9 +187,13 @@ class Residency:
             self._control[_BROKEN] = self.generation
             raise
 
+    def ask_to_leave(self) -> None:
+        """Have the stay end soon, without waiting for it. Whatever is owed then starts another."""
+        self._control[_STOP] = self.generation
+
     def leave(self, timeout_s: float | None = None) -> None:
         """Ask the stay to end and wait until it is over."""
-        self._control[_STOP] = self.generation
+        self.ask_to_leave()
         deadline = time.monotonic() + (timeout_s or self.hard_s + 10)
         spins = 0
         while self._control[_LEFT] != self.generation:
