@@ -36,7 +36,7 @@ def _sources() -> bytes:
     root = Path(__file__).resolve().parent
     paths = [root / "native.py"]
     paths += [root / "program" / f"{name}.py" for name in ("opcodes", "analysis", "words", "straight_check")]
-    for folder in (root / "ring", root / "engines" / "cpu"):
+    for folder in (root / "ring", root / "engines" / "cpu", root / "engines" / "cuda"):
         paths += sorted(folder.glob("*.py"))
     digest = blake2b(digest_size=32)
     for path in paths:

@@ -28,6 +28,7 @@ BINS: Final = 8  # the smallest histogram that random_program declares
 PARAM_TYPES: Final = (MemType.bool, MemType.i32, MemType.u32, MemType.i64, MemType.u64, MemType.f32, MemType.f64)
 INTEGERS: Final = (MemType.i32, MemType.u32, MemType.i64, MemType.u64)
 SMALL_FUEL: Final = 40
+MAX_DEPTH: Final = 4  # of blocks
 
 NASTY: Final[dict[Type, tuple[int, ...]]] = {
     Type.i32: (
@@ -71,7 +72,9 @@ def _updates(dtype: MemType) -> list[str]:
     return [op.name for op in updates if not op.name.endswith(other)]
 
 
-def random_program(seed: int, *, max_ops: int = 40, traps: bool = True, functions: bool = False) -> Program:
+def random_program(
+    seed: int, *, max_ops: int = 40, traps: bool = True, functions: bool = False, blocks: bool = True
+) -> Program:
     """A valid program.
 
     Args:
@@ -79,20 +82,22 @@ def random_program(seed: int, *, max_ops: int = 40, traps: bool = True, function
         max_ops: about how many instructions there are between the loads and the stores.
         traps: some programs may trap (division, conversion, bounds, fuel, unreachable); False: none does.
         functions: elementary functions and rem may occur too.
+        blocks: False, with traps False: no branch and no loop.
     """
-    return _Writer(random.Random(f"program {seed}"), max_ops, traps, functions).write(seed)
+    return _Writer(random.Random(f"program {seed}"), max_ops, traps, functions, blocks).write(seed)
 
 
 class _Writer:
     """One program under construction: which registers may be read here, and what may still be done."""
 
-    def __init__(self, rng: random.Random, max_ops: int, traps: bool, functions: bool) -> None:
+    def __init__(self, rng: random.Random, max_ops: int, traps: bool, functions: bool, blocks: bool) -> None:
         self.rng, self.budget = rng, rng.randint(1, max_ops)
         self.may_trap = traps and rng.random() < 0.5
         self.ops = _NUMERIC + _MOVES + (_FUNCTIONS if functions else ())
         self.builder = Builder()
         self.known: dict[Type, list[int]] = {t: [] for t in Type}
-        self.depth = self.loops = 0
+        self.depth, self.loops = 0 if blocks else MAX_DEPTH, 0
+        self.blocks = blocks
         self.emits_left: list[int] = []
         self.outputs: list[MemType] = []
 
@@ -217,7 +222,7 @@ class _Writer:
             possible.append((1.2, self.accumulate))
         if self.emits_left and not self.loops:
             possible.append((1.2, self.emit))
-        if self.depth < 4 and self.budget > 2:
+        if self.depth < MAX_DEPTH and self.budget > 2:
             possible += [(1.2, self.branch), (0.5, self.join)]
             if self.loops < 2:
                 possible.append((0.7, self.loop))
@@ -314,7 +319,7 @@ class _Writer:
         t = self.emits[imm].type
         value, other = self.value(t), self.value(t)
         form = self.rng.random()
-        if form < 0.2:
+        if form < 0.2 or not self.blocks:
             self.builder.op(f"{t.name}.emit", value, imm=imm)
             return
         self.builder.if_(self.condition())

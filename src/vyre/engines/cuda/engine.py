@@ -25,9 +25,10 @@ from vyre.engines.base import ItemResult
 from vyre.engines.cuda import abi
 from vyre.engines.cuda.compile import ENTRY, blocks_per_multiprocessor, compile_kernel
 from vyre.engines.cuda.driver import Device
-from vyre.engines.cuda.lower import Image, lower, value_of_key
+from vyre.engines.cuda.lower import Image, value_of_key
 from vyre.engines.cuda.memory import Pool, array_at
 from vyre.engines.cuda.residency import THREADS, Residency
+from vyre.engines.cuda.straight_form import Lowering
 from vyre.engines.device_array import DeviceArray, is_on_device
 from vyre.engines.fold import fold_spans
 from vyre.errors import ArenaFull, BindError, EngineUnavailable, Fault, SessionClosed
@@ -136,6 +137,7 @@ class CudaEngine:
         )  # fmt: skip
         self.residency.need_heap(4096 * _HEAP_SUMS)
         self.arena = self.residency.arena
+        self._lowering = Lowering(store)
         self._programs: dict[int, _Resident] = {}
         self._by_identity: dict[int, tuple[Any, int]] = {}
         self._free_opcodes: list[int] = []
@@ -155,7 +157,7 @@ class CudaEngine:
         """
         self._check_open()
         program = verified.program if isinstance(verified, Verified) else verified
-        image = lower(program)
+        image = self._lowering.image(program)
         if image.shared_bytes > self._shared_of_warp:
             raise EngineUnavailable(
                 f"{program.name} needs {image.shared_bytes:,} bytes of shared memory per warp, {self.device.name} has "

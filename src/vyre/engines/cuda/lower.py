@@ -20,27 +20,27 @@ from vyre.engines.cuda import abi
 from vyre.engines.cuda.handlers import HANDLERS, HEAVY, HOT
 from vyre.program.analysis import Analysis, analyse
 from vyre.program.functions import FUNCTION_NAMES, inline
-from vyre.program.ir import Program
+from vyre.program.ir import Accumulator, Program
 from vyre.program.opcodes import CANONICAL_NAN, OPCODES, AccKind, Group, MemType, Nan, Op, Type
 
 _F: Final = abi.FLAGS
-_LOAD_A: Final = (_F["LOAD_A32"] | _F["PLACE_A"], _F["LOAD_A64"] | _F["PLACE_A"])
-_STORE: Final = (_F["STORE32"] | _F["PLACE_D"], _F["STORE64"] | _F["PLACE_D"])
+LOAD_A: Final = (_F["LOAD_A32"] | _F["PLACE_A"], _F["LOAD_A64"] | _F["PLACE_A"])
+STORE: Final = (_F["STORE32"] | _F["PLACE_D"], _F["STORE64"] | _F["PLACE_D"])
 _FIX: Final = {Type.f32: _F["FIX_NAN32"], Type.f64: _F["FIX_NAN64"]}
 _PLACE_A, _PLACE_B, _PLACE_C, _PLACE_D = _F["PLACE_A"], _F["PLACE_B"], _F["PLACE_C"], _F["PLACE_D"]
 _BLEND: Final = _F["BLEND"]
-_LONG_WAY: Final = _BLEND | _F["FIX_NAN32"] | _F["FIX_NAN64"]
-_ANY_LOAD: Final = _F["LOAD_A32"] | _F["LOAD_A64"]
-_ANY_STORE: Final = _F["STORE32"] | _F["STORE64"]
-_QUICK_RECORDS: Final = 512
-_SMALL: Final = 8  # planes that fit at full width in any case: no sharing of planes is tried
+LONG_WAY: Final = _BLEND | _F["FIX_NAN32"] | _F["FIX_NAN64"]
+ANY_LOAD: Final = _F["LOAD_A32"] | _F["LOAD_A64"]
+ANY_STORE: Final = _F["STORE32"] | _F["STORE64"]
+QUICK_RECORDS: Final = 512
+FEW_PLANES: Final = 8  # planes that fit at full width in any case: no sharing of planes is tried
 
 _SWAPPED: Final = {"lt": "gt", "gt": "lt", "le": "ge", "ge": "le"}
 _COMMUTES: Final = frozenset(("add", "mul", "and", "or", "xor", "eq", "ne", "min", "max"))
-_UPDATES: Final = ("add", "and", "or", "xor", "min_s", "min_u", "max_s", "max_u")
+UPDATES: Final = ("add", "and", "or", "xor", "min_s", "min_u", "max_s", "max_u")
 
 
-def _wide(t: Type) -> int:
+def width_of(t: Type) -> int:
     return int(t in (Type.i64, Type.f64))
 
 
@@ -55,11 +55,11 @@ def _swap_of(op: Op) -> int:
     return HANDLERS[f"{kind}_{verb}"] if stem in _COMMUTES else -1
 
 
-_WIDE: Final = {t: _wide(t) for t in Type}
+_WIDE: Final = {t: width_of(t) for t in Type}
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
+class Plan:
     """What is known of an instruction before any program is seen."""
 
     what: str  # which branch of the pass it takes
@@ -70,7 +70,7 @@ class _Plan:
     fix: int
 
 
-def _plan(op: Op) -> _Plan:
+def _plan(op: Op) -> Plan:
     kind, _, verb = op.name.partition(".")
     what, handler, swapped = "other", -1, -1
     if op.group is Group.numeric:
@@ -93,17 +93,22 @@ def _plan(op: Op) -> _Plan:
     elif op.group is Group.result:
         what = "emit" if verb == "emit" else "acc"
     fix = _FIX[op.result] if op.nan is Nan.canonical and op.result in _FIX else 0
-    return _Plan(
-        what, handler, swapped, tuple(_wide(t) for t in op.args), -1 if op.result is None else _wide(op.result), fix
+    return Plan(
+        what,
+        handler,
+        swapped,
+        tuple(width_of(t) for t in op.args),
+        -1 if op.result is None else width_of(op.result),
+        fix,
     )
 
 
-_FUNCTIONS: Final = frozenset(FUNCTION_NAMES)
-_PLANS: Final = {op.code: _plan(op) for op in OPCODES}
-_NAMES: Final = {op.code: op.name for op in OPCODES}
+FUNCTIONS: Final = frozenset(FUNCTION_NAMES)
+PLANS: Final = {op.code: _plan(op) for op in OPCODES}
+NAMES: Final = {op.code: op.name for op in OPCODES}
 _CONST: Final = frozenset(op.code for op in OPCODES if op.name.endswith(".const"))
 _PARAM: Final = frozenset(op.code for op in OPCODES if op.name.endswith(".param"))
-_ACC_HANDLER: Final[dict[str, int]] = {
+ACC_HANDLER: Final[dict[str, int]] = {
     "i64.acc_sum": HANDLERS["ACC_SUM"],
     "f32.acc_sum": HANDLERS["ACC_FLOAT_SUM32"],
     "f64.acc_sum": HANDLERS["ACC_FLOAT_SUM64"],
@@ -129,6 +134,22 @@ def identity_key(kind: AccKind, dtype: MemType) -> int:
         high = 1 << bits - 1
         return (_INFINITY[dtype] | high) if kind is AccKind.min else ~(_INFINITY[dtype] | high) & ((1 << bits) - 1)
     return (1 << bits) - 1 if kind is AccKind.min else 0
+
+
+def is_float_sum(acc: Accumulator) -> bool:
+    """Whether it is kept in a plane of its own, one partial sum per element."""
+    return acc.kind is AccKind.sum and acc.dtype is MemType.f64
+
+
+def start_of(kind: AccKind, dtype: MemType) -> tuple[int, int]:
+    """How the kernel folds an accumulator (abi.ACC_KINDS), and the key that it starts with."""
+    if kind is AccKind.histogram:
+        return abi.ACC_KINDS["HISTOGRAM"], 0
+    if kind is AccKind.sum and dtype is MemType.f64:
+        return abi.ACC_KINDS["FLOAT_SUM"], 0
+    if kind in (AccKind.min, AccKind.max):
+        return abi.ACC_KINDS[kind.name.upper()], identity_key(kind, dtype)
+    return abi.ACC_KINDS["ADD"], 0
 
 
 def value_of_key(kind: AccKind, dtype: MemType, key: int) -> int:
@@ -180,7 +201,7 @@ def lower(program: Program) -> Image:
     function_tables = len(program.tables)
     origin: Any = None
     extra: tuple[tuple[int, ...], ...] = ()
-    if not _FUNCTIONS.isdisjoint(map(itemgetter(0), program.code)):
+    if not FUNCTIONS.isdisjoint(map(itemgetter(0), program.code)):
         program, origin, extra = inline(program)
     return _Pass(program, analyse(program), origin, function_tables, extra).run()
 
@@ -224,7 +245,7 @@ class _Pass:
         writes: dict[int, int] = {}
         found: list[tuple[int, int, bool]] = []
         for instr in code:
-            plan = _PLANS[instr.op]
+            plan = PLANS[instr.op]
             if plan.result >= 0:
                 writes[instr.dst] = writes.get(instr.dst, 0) + 1
                 if plan.what == "const":
@@ -273,7 +294,7 @@ class _Pass:
         """Have the record that made the accumulator's value store it too."""
         row = self.records.rows[self.made[w]]
         register = self.held[w]
-        row[0] |= _STORE[w] | (_BLEND if self.facts.blend[self.made_pc[w]] else 0)
+        row[0] |= STORE[w] | (_BLEND if self.facts.blend[self.made_pc[w]] else 0)
         row[2] |= register << 16
         self.stored.add(register)
         self.made[w] = -1
@@ -312,7 +333,7 @@ class _Pass:
             if later >> waiting & 1 and (waiting != dst or self.facts.held[pc] >> waiting & 1):
                 self.store(w)
         self.held[w], self.made[w] = register, -1
-        return _LOAD_A[w], place
+        return LOAD_A[w], place
 
     # --- the pass -------------------------------------------------------------------------------------------------
 
@@ -323,12 +344,12 @@ class _Pass:
         methods = _METHODS
         for pc, instr in enumerate(program.code):
             at.append(len(self.records.rows))
-            plan = _PLANS[instr.op]
+            plan = PLANS[instr.op]
             shown = pc if self.origin is None else self.origin[pc]
             methods[instr.op](self, pc, shown << 16, instr, plan)
         return self.finish(at)
 
-    def on_light(self, pc: int, shown: int, instr: Any, plan: _Plan) -> None:
+    def on_light(self, pc: int, shown: int, instr: Any, plan: Plan) -> None:
         args = plan.args
         handler, a, b = plan.handler, instr.a, instr.b
         x = y = z = 0
@@ -353,12 +374,12 @@ class _Pass:
         self.clobber(plan.result, pc, instr.dst)
         self.result(plan.result, instr.dst, self.records.add(x | handler, y, z, w), pc)
 
-    def on_move(self, pc: int, shown: int, instr: Any, plan: _Plan) -> None:
+    def on_move(self, pc: int, shown: int, instr: Any, plan: Plan) -> None:
         flags, z = self.first_operand(instr.a, pc, instr.dst)
         self.clobber(plan.result, pc, instr.dst)
         self.result(plan.result, instr.dst, self.records.add(flags | plan.handler, 0, z, shown), pc)
 
-    def on_heavy(self, pc: int, shown: int, instr: Any, plan: _Plan) -> None:
+    def on_heavy(self, pc: int, shown: int, instr: Any, plan: Plan) -> None:
         x = HANDLERS["HEAVY"] | _PLACE_A | _PLACE_D
         y = 0
         a = self.need(instr.a, pc)
@@ -372,7 +393,7 @@ class _Pass:
         self.held[plan.result] = instr.dst
         self.heavy = True
 
-    def on_const(self, pc: int, shown: int, instr: Any, plan: _Plan) -> None:
+    def on_const(self, pc: int, shown: int, instr: Any, plan: Plan) -> None:
         if instr.dst in self.uniform:
             return
         value = self.program.constants[instr.imm]
@@ -384,96 +405,96 @@ class _Pass:
         name = "POOL64" if plan.result else "POOL32"
         self.result(plan.result, instr.dst, self.records.add(HANDLERS[name], 0, 0, shown | at), pc)
 
-    def on_param(self, pc: int, shown: int, instr: Any, plan: _Plan) -> None:
+    def on_param(self, pc: int, shown: int, instr: Any, plan: Plan) -> None:
         if instr.dst in self.uniform:
             return
         self.clobber(plan.result, pc, instr.dst)
         name = "PARAM64" if plan.result else "PARAM32"
         self.result(plan.result, instr.dst, self.records.add(HANDLERS[name], 0, 0, shown | instr.imm), pc)
 
-    def on_load(self, pc: int, shown: int, instr: Any, plan: _Plan) -> None:
+    def on_load(self, pc: int, shown: int, instr: Any, plan: Plan) -> None:
         self.clobber(plan.result, pc, instr.dst)
-        name = _by_size("STREAM_LOAD", self.program.inputs[instr.imm].dtype)
+        name = by_size("STREAM_LOAD", self.program.inputs[instr.imm].dtype)
         self.result(plan.result, instr.dst, self.records.add(HANDLERS[name], 0, 0, shown | instr.imm), pc)
 
-    def on_store(self, pc: int, shown: int, instr: Any, plan: _Plan) -> None:
+    def on_store(self, pc: int, shown: int, instr: Any, plan: Plan) -> None:
         flags, z = self.first_operand(instr.a, pc)
-        name = _by_size("STREAM_STORE", self.program.outputs[instr.imm].dtype)
+        name = by_size("STREAM_STORE", self.program.outputs[instr.imm].dtype)
         self.records.add(flags | HANDLERS[name], 0, z, shown | (len(self.program.inputs) + instr.imm))
 
-    def on_table_get(self, pc: int, shown: int, instr: Any, plan: _Plan) -> None:
+    def on_table_get(self, pc: int, shown: int, instr: Any, plan: Plan) -> None:
         flags, z = self.first_operand(instr.a, pc, instr.dst)
         self.clobber(plan.result, pc, instr.dst)
         if instr.imm >= self.tables:
             assert plan.result == 1, "tables of functions have 64-bit elements"
             x, imm = HANDLERS["POOL_GET64"], self.table_at[instr.imm - self.tables]
         else:
-            x, imm = HANDLERS[_by_size("TABLE_GET", self.program.tables[instr.imm].dtype)], instr.imm
+            x, imm = HANDLERS[by_size("TABLE_GET", self.program.tables[instr.imm].dtype)], instr.imm
         self.result(plan.result, instr.dst, self.records.add(flags | x, 0, z, shown | imm), pc)
 
-    def on_update(self, pc: int, shown: int, instr: Any, plan: _Plan) -> None:
-        verb = _UPDATES.index(_NAMES[instr.op].partition(".table_")[2])
+    def on_update(self, pc: int, shown: int, instr: Any, plan: Plan) -> None:
+        verb = UPDATES.index(NAMES[instr.op].partition(".table_")[2])
         y = self.need(instr.b, pc)
         flags, z = self.first_operand(instr.a, pc)
         x = HANDLERS["TABLE_UPDATE64" if plan.args[1] else "TABLE_UPDATE32"]
         self.records.add(flags | x | _PLACE_B, y, z | verb << 16, shown | instr.imm)
 
-    def on_acc(self, pc: int, shown: int, instr: Any, plan: _Plan) -> None:
+    def on_acc(self, pc: int, shown: int, instr: Any, plan: Plan) -> None:
         flags, z = self.first_operand(instr.a, pc)
-        handler = _ACC_HANDLER[_NAMES[instr.op]]
+        handler = ACC_HANDLER[NAMES[instr.op]]
         imm = instr.imm
-        if self.program.accumulators[imm].kind is AccKind.sum and self.program.accumulators[imm].dtype is MemType.f64:
+        if is_float_sum(self.program.accumulators[imm]):
             flags |= _PLACE_C
             self.relocate.append((len(self.records.rows), -1 - imm))
             imm = 0
         self.records.add(flags | handler, 0, z, shown | imm)
 
-    def on_emit(self, pc: int, shown: int, instr: Any, plan: _Plan) -> None:
+    def on_emit(self, pc: int, shown: int, instr: Any, plan: Plan) -> None:
         flags, z = self.first_operand(instr.a, pc)
         flags |= _F["WIDE"] if plan.args[0] else 0
         self.relocate.append((len(self.records.rows), -1001 - instr.imm))
         self.records.add(flags | HANDLERS["EMIT"] | _PLACE_D, 0, z, shown | instr.imm)
 
-    def on_nop(self, pc: int, shown: int, instr: Any, plan: _Plan) -> None:
+    def on_nop(self, pc: int, shown: int, instr: Any, plan: Plan) -> None:
         pass
 
-    def on_unreachable(self, pc: int, shown: int, instr: Any, plan: _Plan) -> None:
+    def on_unreachable(self, pc: int, shown: int, instr: Any, plan: Plan) -> None:
         self.records.add(HANDLERS["UNREACHABLE"], 0, 0, shown)
 
-    def on_return(self, pc: int, shown: int, instr: Any, plan: _Plan) -> None:
+    def on_return(self, pc: int, shown: int, instr: Any, plan: Plan) -> None:
         self.records.add(HANDLERS["RETURN"], 0, 0, shown)
 
     def open_block(self) -> None:
         self.blocks += 1
         self.depth = max(self.depth, self.blocks)
 
-    def on_if(self, pc: int, shown: int, instr: Any, plan: _Plan) -> None:
+    def on_if(self, pc: int, shown: int, instr: Any, plan: Plan) -> None:
         self.open_block()
         flags, z = self.first_operand(instr.a, pc)
         self.leave(pc, True)
         to = instr.imm
-        if _NAMES[self.program.code[to - 1].op] == "else" and to - 1 > pc:
+        if NAMES[self.program.code[to - 1].op] == "else" and to - 1 > pc:
             to -= 1
         self.relocate.append((len(self.records.rows), to))
         self.records.add(flags | HANDLERS["IF"], 0, z, shown)
 
-    def on_else(self, pc: int, shown: int, instr: Any, plan: _Plan) -> None:
+    def on_else(self, pc: int, shown: int, instr: Any, plan: Plan) -> None:
         self.leave(pc, False)
         self.relocate.append((len(self.records.rows), instr.imm))
         self.records.add(HANDLERS["ELSE"], 0, 0, shown)
 
-    def on_end(self, pc: int, shown: int, instr: Any, plan: _Plan) -> None:
+    def on_end(self, pc: int, shown: int, instr: Any, plan: Plan) -> None:
         self.blocks -= 1
         self.leave(pc, False)
         self.records.add(HANDLERS["END"], 0, 0, shown)
 
-    def on_loop(self, pc: int, shown: int, instr: Any, plan: _Plan) -> None:
+    def on_loop(self, pc: int, shown: int, instr: Any, plan: Plan) -> None:
         self.has_loop = True
         self.open_block()
         self.leave(pc, False)
         self.records.add(HANDLERS["LOOP"], 0, 0, shown)
 
-    def on_br(self, pc: int, shown: int, instr: Any, plan: _Plan) -> None:
+    def on_br(self, pc: int, shown: int, instr: Any, plan: Plan) -> None:
         flags, z = self.first_operand(instr.a, pc)
         self.leave(pc, True)
         self.relocate.append((len(self.records.rows), instr.imm))
@@ -486,7 +507,7 @@ class _Pass:
         wide = self.wide
         used = sorted(self.stored)
         total = sum(1 + wide[r] for r in used)
-        if total <= _SMALL:
+        if total <= FEW_PLANES:
             places = {}
             at = 0
             for r in used:
@@ -499,7 +520,7 @@ class _Pass:
         code, facts = self.program.code, self.facts
         previous = 0
         for pc, instr in enumerate(code):
-            plan = _PLANS[instr.op]
+            plan = PLANS[instr.op]
             now = (facts.live_out[pc] | facts.held[pc]) & mask
             for r in (instr.a, instr.b, instr.c)[: len(plan.args)]:
                 if mask >> r & 1:
@@ -553,23 +574,20 @@ class _Pass:
         float_sums = []
         bins_at = len(program.accumulators)  # where counts lie among the results, behind one word per accumulator
         for i, acc in enumerate(program.accumulators):
-            kind, place, identity = "ADD", 0, 0
+            place = 0
+            kind, identity = start_of(acc.kind, acc.dtype)
             if acc.kind is AccKind.histogram:
-                kind, place = "HISTOGRAM", bins_at
+                place = bins_at
                 bins_at += acc.bins
-            elif acc.kind is AccKind.sum and acc.dtype is MemType.f64:
-                kind, place = "FLOAT_SUM", planes
-                acc_planes[i] = planes
+            elif is_float_sum(acc):
+                place = acc_planes[i] = planes
                 planes += 2
                 float_sums.append(i)
-            elif acc.kind in (AccKind.min, AccKind.max):
-                kind = acc.kind.name.upper()
-                identity = identity_key(acc.kind, acc.dtype)
-            accs.append((abi.ACC_KINDS[kind], place, identity))
+            accs.append((kind, place, identity))
         emits = []
         for stream in program.emits:
             emits.append((planes, int(stream.dtype)))
-            planes += 1 + _wide(stream.dtype.type)
+            planes += 1 + width_of(stream.dtype.type)
         if self.heavy:
             planes += 1  # the wider accumulator is read too, one plane beyond a narrow result
         paged = len(rows) > abi.WINDOW
@@ -594,8 +612,8 @@ class _Pass:
         for row in rows:
             x = row[0]
             row[0] = x & ~0xFFFF | (x & 0xFF) << 8
-            if not x & _LONG_WAY:
-                row[0] |= HOT.get((x & 0xFF, (1 if x & _ANY_LOAD else 0) | (2 if x & _ANY_STORE else 0)), 0)
+            if not x & LONG_WAY:
+                row[0] |= HOT.get((x & 0xFF, (1 if x & ANY_LOAD else 0) | (2 if x & ANY_STORE else 0)), 0)
             if x & place_b and not row[1] & uniform:
                 row[1] = places[row[1]]
             if x & place_a and not row[2] & uniform:
@@ -611,7 +629,7 @@ class _Pass:
                 if i + page < len(rows):
                     padded.append([HANDLERS["PAGE"] << 8, 0, 0, 0])
             rows = padded
-        quick = not self.has_loop and len(rows) <= _QUICK_RECORDS and not any(a.bins for a in program.accumulators)
+        quick = not self.has_loop and len(rows) <= QUICK_RECORDS and not any(a.bins for a in program.accumulators)
         slots = len(self.slots) + len(self.params)
         io = len(program.inputs) + len(program.outputs)
         data = struct.pack(
@@ -640,7 +658,7 @@ class _Pass:
         )  # fmt: skip
 
 
-def _by_size(stem: str, dtype: MemType) -> str:
+def by_size(stem: str, dtype: MemType) -> str:
     if not dtype.is_identity:
         return f"{stem}_NARROW"
     return f"{stem}{8 * dtype.size}"
@@ -648,6 +666,6 @@ def _by_size(stem: str, dtype: MemType) -> str:
 
 _METHODS: Final = {
     code: getattr(_Pass, "on_" + plan.what.replace("br_if", "br"))
-    for code, plan in _PLANS.items()
-    if code not in _FUNCTIONS  # those are expanded before
+    for code, plan in PLANS.items()
+    if code not in FUNCTIONS  # those are expanded before
 }

@@ -1,0 +1,196 @@
+"""The Python side of straight: its table of facts and its memory.
+
+Owns: the table, workspaces, compiled callables. Leaves to others: the facts themselves (lower, analysis), rules
+(program/straight_check).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import struct
+from array import array
+from collections.abc import Callable
+from functools import cache
+from typing import Final, NamedTuple
+
+from vyre import jit
+from vyre.engines.cuda import lower
+from vyre.engines.cuda import straight_layout as s
+from vyre.engines.cuda.handlers import HANDLERS, HOT
+from vyre.engines.cuda.lower import Image
+from vyre.kept import kept_ir
+from vyre.native import Unit
+from vyre.program import analysis, verifier
+from vyre.program.ir import Instr, Program
+from vyre.program.opcodes import OPCODES, AccKind, MemType, Op
+from vyre.program.straight_check import rules_table
+from vyre.program.words import described, index_of_entries
+
+_WHAT: Final = {
+    "light": s.LIGHT, "move": s.MOVE, "heavy": s.HEAVY, "const": s.CONST, "param": s.PARAM, "load": s.LOAD,
+    "store": s.STORE, "table_get": s.TABLE_GET, "update": s.UPDATE, "acc": s.ACC, "emit": s.EMIT, "nop": s.NOTHING,
+    "unreachable": s.OTHER, "return": s.OTHER,
+}  # fmt: skip
+_INSTR_CLASS: Final = {Instr}
+_WORKSPACE_WORDS: Final = s.A_IMAGE // 8
+
+
+def _entry(op: Op) -> tuple[int, int, int]:
+    """What ``straight`` reads of an instruction: the words at F_WHAT, F_HANDLER and F_FIX."""
+    plan = lower.PLANS[op.code]
+    what = s.NOT_MINE if op.code in lower.FUNCTIONS else _WHAT.get(plan.what, s.NOT_MINE)
+    _, makes_nan, args, rule, _ = analysis.RULES[op.code]
+    flags = what | args << s.S_ARGS | plan.result + 1 << s.S_RESULT | rule << s.S_RULE | makes_nan << s.S_NAN
+    flags |= plan.args[0] << s.S_WIDE if plan.args else 0
+    handler, second = max(plan.handler, 0), plan.swapped + 1
+    width = 64 if plan.result > 0 else 32
+    if what == s.CONST:
+        handler = HANDLERS[f"POOL{width}"]
+    elif what == s.PARAM:
+        handler = HANDLERS[f"PARAM{width}"]
+    elif what == s.UPDATE:
+        handler = HANDLERS["TABLE_UPDATE64" if plan.args[1] else "TABLE_UPDATE32"]
+        second = lower.UPDATES.index(op.name.partition(".table_")[2])
+    elif what == s.ACC:
+        handler = lower.ACC_HANDLER[op.name]
+    elif what == s.EMIT:
+        handler = HANDLERS["EMIT"]
+    elif what == s.OTHER:
+        handler = HANDLERS[plan.what.upper()]
+    return flags, handler | second << s.S_SWAPPED, plan.fix
+
+
+@cache
+def _hot() -> array[int]:
+    """u8[handlers, 4]."""
+    return array("B", [HOT.get((handler, form), 0) for handler in range(len(HANDLERS)) for form in range(4)])
+
+
+@cache
+def facts_table() -> array[int]:
+    """What ``straight`` reads; made once, and never moved."""
+    words = array("Q", bytes(s.H_BYTES))
+    words[s.H_INDEX // 8] = index_of_entries(s.H_BYTES, s.F_ENTRY).buffer_info()[0]
+    words[s.H_HOT // 8] = _hot().buffer_info()[0]
+    for m in MemType:
+        words[s.H_WIDE // 8] |= lower.width_of(m.type) << m
+        words[s.H_SHOWN // 8] |= (m in analysis.SHOWN) << m
+        words[s.H_LOAD // 8 + m] = HANDLERS[lower.by_size("STREAM_LOAD", m)]
+        words[s.H_STORE // 8 + m] = HANDLERS[lower.by_size("STREAM_STORE", m)]
+        words[s.H_TABLE // 8 + m] = HANDLERS[lower.by_size("TABLE_GET", m)]
+        for kind in AccKind:
+            if m in verifier.ACC_TYPES[kind]:
+                at = s.H_ACC // 8 + 2 * (16 * kind + m)
+                words[at : at + 2] = array("Q", lower.start_of(kind, m))
+    for op in OPCODES:
+        words.extend(_entry(op))
+    words.extend([0] * (s.F_ENTRY // 8))
+    return words
+
+
+class _Memory(NamedTuple):
+    owner: ctypes.Array[ctypes.c_char]
+    address: int
+    words: memoryview
+    image: memoryview
+
+
+def _workspace() -> _Memory:
+    owner = (ctypes.c_char * (s.WORKSPACE_BYTES + 64))()
+    address = ctypes.addressof(owner)
+    skip = -address % 64
+    view = memoryview(owner).cast("B")[skip : skip + s.WORKSPACE_BYTES]
+    return _Memory(owner, address + skip, view[: s.A_IMAGE].cast("Q"), view[s.A_IMAGE :])
+
+
+class Lowering:
+    """Verifies and rewrites programs natively. Thread-safe."""
+
+    def __init__(self, store: jit.ObjectStore | None) -> None:
+        self._memories: list[_Memory] = []
+        self._last: tuple[Program | None, bytes] = None, b""
+        self._natives = natives(store)  # type: ignore[arg-type]  # a store hashes by itself
+        if self._natives is not None and verifier.quick.check is None:
+            verifier.quick.check = self.check
+
+    def check(self, program: Program) -> bool:
+        """True only when the code keeps every rule; its declarations do."""
+        code = program.__dict__.get("code")
+        try:
+            if code is not None and set(map(type, code)) != _INSTR_CLASS:
+                return False
+            words = self._words(program)
+            memory = self._memory()
+            assert self._natives is not None
+            found = self._natives.check(memory.address, _RULES, program.packed, words)
+        except (struct.error, TypeError):  # a number that has no room: the verifier says where
+            return False
+        self._memories.append(memory)
+        return bool(found)
+
+    def image(self, program: Program) -> Image:
+        """The image of a valid program: native where that takes it, else what ``lower`` gives."""
+        if self._natives is None:
+            return lower.lower(program)
+        words = self._words(program)
+        memory = self._memory()
+        size = self._natives.lower(
+            memory.address, _FACTS, program.packed, words, program.fuel, memory.address + s.A_IMAGE
+        )
+        if not size:
+            self._memories.append(memory)
+            return lower.lower(program)
+        w = memory.words
+        image = Image(
+            bytes(memory.image[:size]), w[s.W_SHARED // 8], 4096 * w[s.W_SUMS // 8], bool(w[s.W_QUICK // 8]),
+            tuple([i for i, a in enumerate(program.accumulators) if lower.is_float_sum(a)]) if program.accumulators else (),
+            w[s.W_PLANES // 8], w[s.W_RECORDS // 8],
+        )  # fmt: skip
+        self._memories.append(memory)
+        return image
+
+    def _words(self, program: Program) -> bytes:
+        known, words = self._last
+        if known is not program:  # a program is rewritten right after it was verified
+            words = described(program)
+            self._last = program, words
+        return words
+
+    def _memory(self) -> _Memory:
+        try:
+            return self._memories.pop()
+        except IndexError:
+            return _workspace()
+
+
+class Natives(NamedTuple):
+    """The compiled functions. They are over sooner than giving up the GIL and taking it back would be."""
+
+    check: Callable[[int, int, bytes, bytes], int]
+    lower: Callable[[int, int, bytes, bytes, int, int], int]
+
+
+_FACTS: Final = facts_table().buffer_info()[0]
+_RULES: Final = rules_table().buffer_info()[0]
+
+
+@cache
+def natives(store: jit.ObjectStore | None) -> Natives | None:
+    """None on a machine that native functions are not written for."""
+    arch = platform.machine()
+    if arch not in ("x86_64", "aarch64"):
+        return None
+    names = ("gpu_check", "gpu_lower")
+    addresses = jit.compile_ir(kept_ir(_unit, arch, names, store), names, store)
+    word, data = ctypes.c_uint64, ctypes.c_char_p
+    return Natives(
+        ctypes.PYFUNCTYPE(word, word, word, data, data)(addresses["gpu_check"]),
+        ctypes.PYFUNCTYPE(word, word, word, data, data, word, word)(addresses["gpu_lower"]),
+    )
+
+
+def _unit() -> Unit:
+    from vyre.engines.cuda.straight import straight  # not at the top: most processes find its IR in the store
+
+    return straight
