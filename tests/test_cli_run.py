@@ -255,3 +255,40 @@ def test_results_go_to_standard_output_and_everything_else_to_standard_error() -
     assert result.stdout.splitlines()[0].split() == ["result", "value"]
     assert "engine reference: 5,000 elements" in result.stderr
     assert "engine reference" not in result.stdout
+
+
+def test_a_column_of_a_file_with_several_is_named_behind_a_colon_or_by_its_input() -> None:
+    points = np.random.default_rng(1).random((300, 4))
+    np.save("points.npy", points)
+    trades = np.zeros(300, [("price", "f8"), ("size", "i4"), ("x", "f4")])
+    trades["price"], trades["size"], trades["x"] = points[:, 0], np.arange(300), 1
+    np.save("trades.npy", trades)
+    assert run("max(x)", "points.npy:2")["results"] == {"value": points[:, 2].max()}
+    assert run("max(a-b)", "a=points.npy:2", "b=points.npy:0")["results"] == {
+        "value": (points[:, 2] - points[:, 0]).max()
+    }
+    assert run("max(x)", "trades.npy:price")["results"] == {"value": points[:, 0].max()}
+    assert run("max(x)", "x=trades.npy:price,trades.npy:price")["report"]["elements"] == 600
+    answer = run("sum(x)", "trades.npy")  # the column of the input's name
+    assert answer["results"] == {"value": 300.0}
+    assert answer["report"]["copies"] == {"fields taken out of rows": 300 * 4}
+    Path("both.py").write_text(
+        "import vyre\n@vyre.program\ndef both(price: vyre.f64, size: vyre.i32) -> None:\n    vyre.sum(total=price * size)\n"
+    )
+    total = run("both.py:both", "trades.npy")["results"]["total"]
+    assert total == run("sum(price*size)", "price=trades.npy:price", "size=trades.npy:1")["results"]["value"]
+    Path("odd:name").write_bytes(points[:, 1].tobytes())
+    assert run("max(x)", "odd:name", "--type", "x=f64")["results"] == {"value": points[:, 1].max()}
+
+
+def test_columns_that_are_not_there_are_refused_with_those_that_are() -> None:
+    np.save("points.npy", np.ones((300, 4)))
+    for words, say in [
+        (("max(x)", "points.npy:9", "--type", "x=f64"), "the columns are 0 to 3"),
+        (("max(x)", "points.npy:1", "points.npy:2"), "files of one input give the same column"),
+        (("q6", "points.npy"), "has no name, and q6 has 4 inputs"),
+        (("histogram", "points.npy:1"), "the whole file is taken here"),
+    ]:
+        result = vyre("run", *words)
+        assert result.exit_code != 0
+        assert say in " ".join(result.stderr.split())

@@ -427,3 +427,15 @@ def test_the_report_counts_every_byte_by_the_way_it_took(session, files):
 def test_paths_that_do_not_exist_are_no_traceback_of_ours(session):
     with pytest.raises((StreamError, BindError), match="no-such-file"):
         session.run(place, k=Path("no-such-file.npy"))
+
+
+@pytest.mark.parametrize("io", ["pread", "hot"])
+def test_a_last_chunk_that_cannot_be_read_is_an_error_and_not_the_end(session, tmp_path, io):
+    np.save(tmp_path / "x.npy", np.ones(400_000, "f4"))
+    with session.stream(vyre.expression("sum(x)", types={"x": "f32"}), x=tmp_path / "x.npy", chunk=1024, io=io) as s:
+        next(s)
+        os.truncate(tmp_path / "x.npy", 128 + 4 * 399_500)
+        with pytest.raises(StreamError, match="shrank while it was read"):
+            for _ in s:
+                pass
+        assert s.done == 399_500 // 1024 * 1024

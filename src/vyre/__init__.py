@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from vyre.runtime.streaming import Stream as Stream
     from vyre.runtime.tickets import Ticket as Ticket
     from vyre.stream.formats import Column as Column
+    from vyre.stream.formats import column as column
     from vyre.stream.formats import npy as npy
     from vyre.stream.formats import raw as raw
 
@@ -64,6 +65,7 @@ _HOMES = {
     "Stream": "vyre.runtime.streaming",
     "Ticket": "vyre.runtime.tickets",
     "Column": "vyre.stream.formats",
+    "column": "vyre.stream.formats",
     "npy": "vyre.stream.formats",
     "raw": "vyre.stream.formats",
 }

@@ -7,7 +7,6 @@ are written (outputs).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -22,9 +21,9 @@ if TYPE_CHECKING:
 
     from vyre.commands.outputs import Outputs
     from vyre.program.ir import Program, Table
-    from vyre.program.opcodes import MemType
     from vyre.program.verifier import Verified
     from vyre.runtime.result import Report
+    from vyre.stream.formats import Column
 
 SHOWN: Final = 6
 BINS_SHOWN: Final = 16
@@ -32,7 +31,7 @@ BINS_SHOWN: Final = 16
 
 @click.command()
 @click.argument("program", metavar="P")
-@click.argument("inputs", nargs=-1, metavar="[NAME=PATH[,PATH...]]...")
+@click.argument("inputs", nargs=-1, metavar="[NAME=PATH[:COLUMN][,PATH...]]...")
 @click.option("--param", "params", multiple=True, metavar="NAME=VALUE", help="value of a parameter")
 @click.option("--type", "types", multiple=True, metavar="NAME=TYPE", help="type of an expression's input or parameter")
 @click.option(
@@ -61,25 +60,28 @@ def command(
 ) -> None:
     """Run program P over files: .npy, or raw elements of the program's type.
 
-    Several paths of one NAME are one stream, a directory is its files. With one input, NAME= may be left out.
+    Several paths of one NAME are one stream, a directory is its files. With one input, NAME= may be left out. Of a file
+    with several columns, x=points.npy:3 or x=trades.npy:price takes one; without it, each input takes the column of its
+    name.
     """
     from vyre.commands import programs
+    from vyre.commands.inputs import columns_of, types_of, with_names
     from vyre.commands.outputs import Outputs
     from vyre.program.verifier import verify
     from vyre.stream.formats import Column
 
     known = programs.parse_types(types)
     values = _params(params)
-    named, bare = _columns(inputs)
+    named, bare = columns_of(inputs)
     if program != "histogram":  # which counts bytes, whatever they mean
-        if bare and (name := programs.only_input(program, values)):
-            named, bare = {name: bare}, []
-        known = {**_types_of(named), **known}
+        if bare is not None and (name := programs.only_input(program, values)):
+            named, bare = {name: bare}, None
+        known = {**types_of(named), **known}
     built = programs.load(program, known, params=values)
     verified = verify(built)
-    columns: dict[str, Any] = _name(verified.program, named, bare)
+    columns = with_names(verified.program, named, bare)
     if program == "histogram":
-        columns = {name: Column(paths, "u8", format="raw") for name, paths in columns.items()}
+        columns = {name: Column(_whole(column), "u8", format="raw") for name, column in columns.items()}
     with Outputs(verified.program, outs) as outputs:
         report, results = _execute(verified, columns, values, outputs, engine, io, chunk, elements)
     if json_:
@@ -92,7 +94,7 @@ def command(
 
 def _execute(
     verified: Verified,
-    columns: Mapping[str, Any],
+    columns: Mapping[str, Column],
     params: Mapping[str, Any],
     outputs: Outputs,
     engine: str,
@@ -105,7 +107,7 @@ def _execute(
     named: dict[str, Any] = {**columns, **params}
     for table in program.tables:
         if table.name in columns:
-            named[table.name] = _table(table, columns[table.name])
+            named[table.name] = _table(table, _whole(columns[table.name]))
     with session_for_files(engine, io) as (session, choice):
         if not program.inputs:
             if elements is None:
@@ -125,6 +127,13 @@ def _execute(
                     output.write(part[name])
             total = stream.total()
         return _with_choice(stream.report, choice), {a.name: total[a.name] for a in program.accumulators}
+
+
+def _whole(column: Column) -> tuple[str, ...]:
+    """The paths of a column whose files are taken whole."""
+    if column.field is not None:
+        raise BindError(f"{column.paths[0]}:{column.field} names a column, but the whole file is taken here")
+    return column.paths
 
 
 def _with_choice(report: Report, choice: str) -> Report:
@@ -176,54 +185,6 @@ def _value(name: str, text: str) -> bool | int | float:
         except ValueError:
             continue
     raise BindError(f"--param {name}: {text!r} is no number", fix="write an integer, a float, true or false")
-
-
-def _columns(inputs: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
-    """Paths by name, and paths without one. ``x=a,b`` names two files, unless a file of the name ``a,b`` is there."""
-    named: dict[str, list[str]] = {}
-    bare: list[str] = []
-    for each in inputs:
-        name, equals, paths = each.partition("=")
-        if equals and name.isidentifier():
-            named.setdefault(name, []).extend([paths] if Path(paths).exists() else paths.split(","))
-        else:
-            bare.append(each)
-    if named and bare:
-        raise BindError(f"{bare[0]!r} has no name, others have one", fix="write NAME=PATH for each input")
-    return named, bare
-
-
-def _types_of(named: Mapping[str, Sequence[str]]) -> dict[str, MemType]:
-    """Types that .npy headers give, for programs that take their types from their inputs."""
-    found = {name: _type_of(paths) for name, paths in named.items()}
-    return {name: dtype for name, dtype in found.items() if dtype is not None}
-
-
-def _type_of(paths: Sequence[str]) -> MemType | None:
-    import os
-
-    from vyre.stream.formats import read_npy_header
-
-    for path in paths:
-        try:
-            if path.endswith(".npy"):
-                with open(path, "rb") as file:
-                    return read_npy_header(file.fileno(), path, os.fstat(file.fileno()).st_size).dtype
-        except (OSError, StreamError):
-            return None  # the same file is opened again, and refused in full words, when it is bound
-    return None
-
-
-def _name(program: Program, named: Mapping[str, Sequence[str]], bare: Sequence[str]) -> dict[str, list[str]]:
-    if not bare:
-        return {name: list(paths) for name, paths in named.items()}
-    inputs = [stream.name for stream in program.inputs]
-    if len(inputs) != 1:
-        raise BindError(
-            f"{bare[0]!r} has no name, and {program.name} has {len(inputs)} inputs",
-            fix=f"write {' '.join(f'{name}=PATH' for name in inputs)}" if inputs else "leave the paths out",
-        )
-    return {inputs[0]: list(bare)}
 
 
 def _as_json(program: Program, outputs: Outputs, results: Mapping[str, Any], report: Any) -> dict[str, Any]:

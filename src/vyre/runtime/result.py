@@ -30,6 +30,8 @@ class Report:
         seconds: from the call to the result; for a stream from its first chunk on.
         first_result_s: for a stream, from the call to the first part; otherwise the same as ``seconds``.
         notes: what cost something or was not done as one might expect, one line each.
+        copies: bytes that were copied on the host after they had come in, by reason; reading through the page cache
+            copies every byte once besides, which the way says.
     """
 
     engine: str
@@ -38,6 +40,7 @@ class Report:
     seconds: float = 0.0
     first_result_s: float = 0.0
     notes: list[str] = field(default_factory=list)
+    copies: dict[str, int] = field(default_factory=dict)
 
     @property
     def bytes(self) -> int:
@@ -52,7 +55,8 @@ class Report:
     def __str__(self) -> str:
         ways = ", ".join(f"{n:,} bytes {way}" for way, n in self.bytes_by_way.items()) or "no input bytes"
         line = f"engine {self.engine}: {self.elements:,} elements, {ways}, {self.seconds * 1e3:.3f} ms"
-        return "\n".join([line, *self.notes])
+        copies = [f"copied once more: {n:,} bytes {what}" for what, n in self.copies.items()]
+        return "\n".join([line, *copies, *self.notes])
 
 
 Facts: TypeAlias = tuple[str, int, int, float, list[str]]

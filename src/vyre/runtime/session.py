@@ -39,7 +39,7 @@ from vyre.runtime.programs import ProgramLike, verified_of
 from vyre.runtime.result import Facts, Result
 from vyre.runtime.tickets import Ticket, raise_for
 from vyre.stream.formats import Column, numpy_dtype
-from vyre.stream.source import Source
+from vyre.stream.source import Source, has_names
 
 if TYPE_CHECKING:
     from vyre.geometry import DispatchConfig
@@ -779,6 +779,10 @@ def with_inputs(loaded: Loaded, inputs: Any, named: Mapping[str, Any]) -> dict[s
             raise BindError(f"{both[0]} is given twice, in the mapping and by name")
         return {**inputs, **named}
     streams = loaded.program.inputs
+    if len(streams) > 1 and (isinstance(inputs, str) or hasattr(inputs, "__fspath__")):
+        column = Column(inputs)
+        if has_names(column):
+            return with_inputs(loaded, {stream.name: column for stream in streams}, named)
     if len(streams) != 1:
         names = ", ".join(s.name for s in streams) or "none"
         raise BindError(

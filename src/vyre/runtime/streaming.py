@@ -29,6 +29,7 @@ from vyre.stream.plan import Plan
 from vyre.stream.pool import DEFAULT_POOL_BYTES, Pool
 from vyre.stream.reader import Loaded as Arrived
 from vyre.stream.reader import Reader
+from vyre.stream.rows import Rows
 from vyre.stream.sink import Sink
 from vyre.stream.source import Chunk, Source, open_columns
 
@@ -184,6 +185,7 @@ class Stream:
             self.plan = Plan.choose(self.source, self._pool, io=io, chunk_elements=chunk)  # type: ignore[arg-type]
             self.report.notes = self.plan.explain().splitlines()
             self._reader = Reader(self.source, self.plan, self._pool)
+            self._rows, self._fields = Rows(self.source), self.source.fields()
             make_ring = getattr(session.engine, "new_ring", None)
             if make_ring is not None:
                 self._ring = make_ring(RING_CAPACITY)
@@ -260,7 +262,7 @@ class Stream:
                 raise WaitTimeout(f"the stream was not at its end in time, but at element {self._done_elements:,}")
             self._feed()
             if not self._items:
-                if self._reader.finished:
+                if self._reader.finished and self._next not in self._finished:
                     raise StopIteration
                 continue
             index = min(self._items)
@@ -284,10 +286,7 @@ class Stream:
         timeout_s = 0.0 if self._items else 0.05
         for arrived in self._reader.ready(timeout_s):
             if arrived.error is not None:
-                fault = Fault(int(FaultCode.io_error), str(arrived.error))
-                self._errors[arrived.chunk.index] = arrived.error
-                self._finished[arrived.chunk.index] = (arrived.chunk, ItemResult(fault=fault))
-                self._reader.release(arrived)
+                self._unread(arrived)
             else:
                 self._start(arrived)
 
@@ -300,16 +299,9 @@ class Stream:
     def _start(self, arrived: Arrived) -> None:
         program = self._loaded.program
         chunk = arrived.chunk
-        inputs: list[NDArray[Any] | FileRange] = []
-        for stream in program.inputs:
-            strip = self.source.takes[stream.name].strip
-            place = arrived.columns[strip]
-            if place.kind is OperandKind.FILE:
-                inputs.append(FileRange(place.fd, place.offset))
-            elif (array := self.source.array(strip, chunk.first, chunk.count)) is not None:
-                inputs.append(array)
-            else:
-                inputs.append(np.frombuffer(arrived.view(strip), numpy_dtype(stream.dtype)))
+        inputs = self._inputs(arrived)
+        if inputs is None:
+            return
         operands = Operands(
             chunk.first,
             chunk.count,
@@ -327,6 +319,40 @@ class Stream:
         self._items[chunk.index] = (item, arrived, operands)
         while not item.start():  # pragma: no cover - the ring has room for more chunks than are ever out
             time.sleep(0)
+
+    def _inputs(self, arrived: Arrived) -> list[NDArray[Any] | FileRange] | None:
+        """The operands of a chunk that has arrived; None when its rows could not be read, which is then kept."""
+        chunk, source = arrived.chunk, self.source
+        fields: dict[str, NDArray[Any]] = {}
+        try:
+            for strip, names in self._fields.items():
+                takes = [source.takes[name] for name in names]
+                fields.update(zip(names, self._rows.take(arrived, strip, takes), strict=True))
+        except StreamError as error:
+            arrived.error = error
+            self._unread(arrived)
+            return None
+        inputs: list[NDArray[Any] | FileRange] = []
+        for stream in self._loaded.program.inputs:
+            strip = source.takes[stream.name].strip
+            place = arrived.columns[strip]
+            if stream.name in fields:
+                inputs.append(fields[stream.name])
+            elif place.kind is OperandKind.FILE:
+                inputs.append(FileRange(place.fd, place.offset))
+            elif (array := source.array(strip, chunk.first, chunk.count)) is not None:
+                inputs.append(array)
+            else:
+                inputs.append(np.frombuffer(arrived.view(strip), numpy_dtype(stream.dtype)))
+        return inputs
+
+    def _unread(self, arrived: Arrived) -> None:
+        """A chunk could not be read: its error is raised when its turn comes."""
+        assert arrived.error is not None
+        fault = Fault(int(FaultCode.io_error), str(arrived.error))
+        self._errors[arrived.chunk.index] = arrived.error
+        self._finished[arrived.chunk.index] = (arrived.chunk, ItemResult(fault=fault))
+        self._reader.release(arrived)
 
     def _take(self, index: int, item: Any, arrived: Arrived | None) -> None:
         """An item is complete: keep its result until its turn comes, give buffer and binding back."""
@@ -357,6 +383,8 @@ class Stream:
             report.first_result_s = report.seconds
         report.elements = self._done_elements
         report.bytes_by_way = self._reader.report()
+        copies = {"fields taken out of rows": self._rows.copied, "joined at the ends of arrays": self._reader.copied}
+        report.copies = {what: count for what, count in copies.items() if count}
 
     # --- totals -------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ others: opening and cutting (source), reading (reader), writing (sink).
 from __future__ import annotations
 
 import ast
+import math
 import os
 import re
 import struct
@@ -22,6 +23,8 @@ from vyre.program.opcodes import MemType
 
 PathLike = str | os.PathLike[str]
 Format = Literal["auto", "raw", "npy"]
+Field = str | int
+"""Which column of a file that has several: its name, or its index from 0."""
 
 NPY_MAGIC: Final = b"\x93NUMPY"
 NPY_HEADER_MAX: Final = 1 << 16  # a header of one plain column has 128 bytes; anything near this is not ours to read
@@ -103,6 +106,9 @@ class Column:
         offset: bytes before the first element, in each file (raw only).
         elements: elements to take (raw only, one file only); None takes all.
         format: "raw", "npy", or "auto": ``.npy`` by its name, raw otherwise.
+        field: which column of files that have several. In ``.npy``: a field of structured elements by name ("pos.x" for
+            a field in a field) or index, or a column of the last axis of an array by index. None takes the field that is
+            called as the input, where elements are structured, and else every element in C order.
     """
 
     paths: tuple[str, ...]
@@ -110,6 +116,7 @@ class Column:
     offset: int
     elements: int | None
     format: Format
+    field: Field | None
 
     def __init__(
         self,
@@ -118,6 +125,7 @@ class Column:
         offset: int = 0,
         elements: int | None = None,
         format: Format = "auto",
+        field: Field | None = None,
     ) -> None:
         listed = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
         if format not in ("auto", "raw", "npy"):
@@ -128,6 +136,10 @@ class Column:
             raise BindError(f"offset {offset} and elements {elements} of a column cannot be negative")
         if format == "auto" and (offset or elements is not None):
             format = "raw"
+        if isinstance(field, (bool, np.bool_)) or not isinstance(field, (str, int, np.integer, type(None))):
+            raise BindError(f"field {field!r} of a column is neither a name nor an index")
+        if field is not None and format == "raw":
+            raise BindError(f"field {field!r}: a raw file has one column", fix="leave field, offset or elements out")
         if elements is not None and len(listed) != 1:
             raise BindError(f"elements={elements} names a part of one file, but the column has {len(listed)} paths")
         object.__setattr__(self, "paths", tuple(os.fspath(path) for path in listed))
@@ -135,6 +147,7 @@ class Column:
         object.__setattr__(self, "offset", offset)
         object.__setattr__(self, "elements", elements)
         object.__setattr__(self, "format", format)
+        object.__setattr__(self, "field", field if field is None or isinstance(field, str) else int(field))
 
 
 def raw(
@@ -152,22 +165,140 @@ def npy(path: PathLike | Sequence[PathLike]) -> Column:
     return Column(path, format="npy")
 
 
+def column(path: PathLike | Sequence[PathLike], field: Field) -> Column:
+    """One column of files that hold several: ``vyre.column("points.npy", 3)``, ``vyre.column("trades.npy", "price")``.
+
+    Args:
+        path: a file, a directory of files, or several: one stream, with this column of each.
+        field: see ``Column``.
+    """
+    return Column(path, field=field)
+
+
 class NpyHeader(NamedTuple):
-    """Where the elements of a ``.npy`` file are. ``offset`` in bytes from the start of the file."""
+    """Where the elements of a column of a ``.npy`` file are.
+
+    Attributes:
+        dtype, elements: what they are, and how many.
+        offset: bytes from the start of the file to the first element, or to the first row.
+        width: bytes from one element to the next; the size of an element unless it is a field of rows.
+        inside: bytes from the start of a row to the element.
+    """
 
     dtype: MemType
     elements: int
     offset: int
+    width: int
+    inside: int = 0
 
 
-def read_npy_header(fd: int, path: str, size: int) -> NpyHeader:
-    """Read the header of a ``.npy`` file of ``size`` bytes. Nothing in it is executed and nothing unpickled.
+def npy_fields(fd: int, path: str, size: int) -> list[str]:
+    """Names of the fields of a ``.npy`` file with structured elements; none where elements are plain.
 
+    Raises:
+        StreamError: as for ``read_npy_header``.
+    """
+    return list(_npy_array(fd, path, size).dtype.names or ())
+
+
+def read_npy_header(fd: int, path: str, size: int, field: Field | None = None, name: str = "") -> NpyHeader:
+    """Find a column in a ``.npy`` file of ``size`` bytes. Nothing in it is executed and nothing unpickled.
+
+    Args:
+        field: as for ``Column``.
+        name: of the input; the field that is taken when elements are structured and ``field`` is None.
     Raises:
         StreamError: not a ``.npy`` file, cut short, or elements that cannot be read where they lie; with the way out.
     Source:
         numpy.lib.format, "Format Version 1.0" to "3.0".
     """
+    array = _npy_array(fd, path, size)
+    if array.dtype.names is not None:
+        return _structured(path, array, field, name)
+    found = _npy_memtype(path, array.dtype)
+    if field is not None:
+        return _of_the_last_axis(path, array, field, found)
+    if array.fortran_order and sum(extent != 1 for extent in array.shape) > 1:
+        raise StreamError(
+            f"{path}: shape {array.shape} in Fortran order: elements are numbered in C order",
+            fix=f"np.save({path!r}, np.ascontiguousarray(np.load({path!r})))",
+        )
+    return NpyHeader(found, math.prod(array.shape), array.offset, found.size)
+
+
+def _structured(path: str, array: _NpyArray, field: Field | None, name: str) -> NpyHeader:
+    """A field of structured elements: rows of the file's own width."""
+    names = array.dtype.names
+    assert names is not None
+    listed = f"{len(names)} fields {', '.join(names)}" if len(names) <= 12 else f"{len(names)} fields {names[0]}, ..."
+    if field is None:
+        if name not in names:
+            raise StreamError(
+                f"{path}: structured elements of {listed}" + (f"; none is called {name}" if name else ""),
+                fix=f"name one: vyre.column({path!r}, {names[0]!r}), on the command line {path}:{names[0]}",
+            )
+        field = name
+    dtype, inside = array.dtype, 0
+    steps = [field] if isinstance(field, int) or field in names else field.split(".")
+    for step in steps:
+        below = _step(dtype, step)
+        if below is None:
+            raise StreamError(f"{path}: structured elements have no field {field!r}", fix=f"there are {listed}")
+        dtype, inside = below[0], inside + below[1]
+    if dtype.names is not None or dtype.subdtype is not None:
+        parts = dtype.names or [str(i) for i in range(math.prod(dtype.shape))]
+        raise StreamError(f"{path}: field {field!r} has {len(parts)} parts", fix=f"name one: '{field}.{parts[0]}', ...")
+    return NpyHeader(_npy_memtype(path, dtype), math.prod(array.shape), array.offset, array.dtype.itemsize, inside)
+
+
+def _step(dtype: np.dtype[Any], step: Field) -> tuple[np.dtype[Any], int] | None:
+    """Type and place of a field in a structure, or of an element in a field that is an array; None where there is none."""
+    if dtype.subdtype is not None:
+        base, shape = dtype.subdtype
+        at = int(step) if isinstance(step, int) or step.isdecimal() else -1
+        return (base, at * base.itemsize) if 0 <= at < math.prod(shape) else None
+    if dtype.names is None or dtype.fields is None:
+        return None
+    if step not in dtype.names and (isinstance(step, int) or step.isdecimal()):
+        if not 0 <= int(step) < len(dtype.names):
+            return None
+        step = dtype.names[int(step)]
+    found = dtype.fields.get(str(step))
+    return None if found is None else (found[0], found[1])
+
+
+def _of_the_last_axis(path: str, array: _NpyArray, field: Field, found: MemType) -> NpyHeader:
+    """Column ``field`` of an array of two or more dimensions: rows as long as its last axis."""
+    shape = array.shape
+    if isinstance(field, str) and not field.isdecimal():
+        raise StreamError(f"{path}: has no field {field!r}: its elements are plain {found.name}", fix="give an index")
+    if len(shape) < 2:
+        raise StreamError(f"{path}: shape {shape} has no column {field}: it has one", fix="leave the index out")
+    index = int(field)
+    if not 0 <= index < shape[-1]:
+        raise StreamError(f"{path}: shape {shape} has no column {field}", fix=f"the columns are 0 to {shape[-1] - 1}")
+    elements = math.prod(shape[:-1])
+    if not array.fortran_order:
+        return NpyHeader(found, elements, array.offset, shape[-1] * found.size, index * found.size)
+    if len(shape) > 2:
+        raise StreamError(
+            f"{path}: shape {shape} in Fortran order: rows are numbered in C order",
+            fix=f"np.save({path!r}, np.ascontiguousarray(np.load({path!r})))",
+        )
+    return NpyHeader(found, elements, array.offset + index * elements * found.size, found.size)
+
+
+class _NpyArray(NamedTuple):
+    """What a header says, checked against the size of the file."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    fortran_order: bool
+    offset: int
+
+
+def _npy_array(fd: int, path: str, size: int) -> _NpyArray:
+    """Read a header strictly."""
     start = os.pread(fd, 12, 0)
     if start[:6] != NPY_MAGIC:
         raise StreamError(
@@ -195,46 +326,45 @@ def read_npy_header(fd: int, path: str, size: int) -> NpyHeader:
     shape = header["shape"]
     if not isinstance(shape, tuple) or not all(type(extent) is int and extent >= 0 for extent in shape):
         raise StreamError(f"{path}: .npy shape {shape!r} is not a tuple of lengths")
-    found = _npy_memtype(path, header["descr"])
+    dtype = _npy_dtype(path, header["descr"])
     if header["fortran_order"] not in (False, True):
         raise StreamError(f"{path}: .npy fortran_order {header['fortran_order']!r} is neither True nor False")
-    if header["fortran_order"] and sum(extent != 1 for extent in shape) > 1:
-        raise StreamError(
-            f"{path}: shape {shape} in Fortran order: elements are numbered in C order",
-            fix=f"np.save({path!r}, np.ascontiguousarray(np.load({path!r})))",
-        )
-    elements = 1
-    for extent in shape:
-        elements *= extent
+    elements = math.prod(shape)
     offset = prefix + length
-    expected = offset + elements * found.size
+    expected = offset + elements * dtype.itemsize
     if size != expected:
+        found = memtype_of(dtype)
         raise StreamError(
-            f"{path}: {'cut short' if size < expected else 'longer than its array'}: shape {shape} of {found.name} "
-            f"needs {expected} bytes, the file has {size}",
+            f"{path}: {'cut short' if size < expected else 'longer than its array'}: shape {shape} of "
+            f"{found.name if found else dtype} needs {expected} bytes, the file has {size}",
             fix=""
-            if size < expected
+            if size < expected or found is None
             else f"to read the first array only: vyre.raw({path!r}, {found.name!r}, {offset}, {elements})",
         )
-    return NpyHeader(found, elements, offset)
+    return _NpyArray(dtype, shape, bool(header["fortran_order"]), offset)
 
 
-def _npy_memtype(path: str, descr: object) -> MemType:
-    """The memory type of a header's ``descr``; refuses objects, structures and the other byte order by name."""
-    if not isinstance(descr, str):
-        raise StreamError(
-            f"{path}: structured elements ({len(descr) if isinstance(descr, list) else '?'} fields)",
-            fix=f"save each field as a column: np.save('field.npy', np.load({path!r})['field'])",
-        )
+def _npy_dtype(path: str, descr: object) -> np.dtype[Any]:
+    """The NumPy type of a header's ``descr``; refuses Python objects, whatever else is in it."""
     try:
-        dtype = np.dtype(descr if re.fullmatch(r"[<>|=]?[a-zA-Z?]\d*(\[[\w/]+\])?", descr) else "unknown")
-    except TypeError as error:
+        if isinstance(descr, str):
+            dtype = np.dtype(descr if re.fullmatch(r"[<>|=]?[a-zA-Z?]\d*(\[[\w/]+\])?", descr) else "unknown")
+        elif isinstance(descr, list) and descr:
+            dtype = np.lib.format.descr_to_dtype(descr)
+        else:
+            raise TypeError
+    except (TypeError, ValueError, IndexError, RecursionError, OverflowError) as error:
         raise StreamError(f"{path}: .npy element type {descr!r} is unknown") from error
     if dtype.hasobject:
         raise StreamError(
             f"{path}: Python objects (pickled): reading them could run code, so they are never loaded",
             fix="save plain numbers: np.save(path, array.astype(np.float64))",
         )
+    return dtype
+
+
+def _npy_memtype(path: str, dtype: np.dtype[Any]) -> MemType:
+    """The memory type of plain elements; refuses the other byte order, times, text, ... by name."""
     found = memtype_of(dtype)
     if found is not None:
         return found

@@ -21,7 +21,16 @@ from numpy.typing import NDArray
 
 from vyre.errors import BindError, StreamError
 from vyre.program.opcodes import MemType
-from vyre.stream.formats import NPY_MAGIC, Column, PathLike, memtype_of, numpy_dtype, read_npy_header
+from vyre.stream.formats import (
+    NPY_MAGIC,
+    Column,
+    NpyHeader,
+    PathLike,
+    memtype_of,
+    npy_fields,
+    numpy_dtype,
+    read_npy_header,
+)
 
 TILE: Final = 1_024  # decision 1: chunks start and, but for the last, end at a tile
 COLD_CHUNK_BYTES: Final = 1 << 20  # of the widest column
@@ -38,7 +47,7 @@ class File:
         path: as the caller wrote it, for messages.
         fd: for reading through the page cache.
         size, modified_ns: when it was opened.
-        device: ``st_dev``.
+        device, inode: which file it is.
         direct_fd: a second descriptor with O_DIRECT, or -1; opened by plan.
         align: bytes to which direct reads are widened, 0 while there is no ``direct_fd``.
     """
@@ -48,6 +57,7 @@ class File:
     size: int
     modified_ns: int
     device: int
+    inode: int
     direct_fd: int = -1
     align: int = 0
 
@@ -163,6 +173,14 @@ class Source:
     def bytes(self) -> int:
         """Bytes of all strips together."""
         return self.count * sum(strip.width for strip in self.strips.values())
+
+    def fields(self) -> dict[str, list[str]]:
+        """Inputs that are fields of rows, by the name of their strip: they cost a copy, whichever way the rows come."""
+        found: dict[str, list[str]] = {}
+        for name, take in self.takes.items():
+            if self.strips[take.strip].width != take.dtype.size:
+                found.setdefault(take.strip, []).append(name)
+        return found
 
     def chunk_elements(self, *, hot: bool) -> int:
         """The default length of a chunk: a span when workers read the files, else 1 MiB of the widest strip."""
@@ -302,13 +320,57 @@ def open_columns(spec: Mapping[str, ColumnSpec], declared: Mapping[str, MemType]
             what = spec[name]
             if isinstance(what, np.ndarray):
                 strips[name] = _open_array(name, what, dtype, notes)
+                takes[name] = Take(name, 0, dtype)
             else:
                 column = what if isinstance(what, Column) else Column(what)
-                strips[name] = _open_files(name, column, dtype, undo, notes)
-            takes[name] = Take(name, 0, dtype)
+                strip, inside = _open_files(name, column, dtype, undo, notes)
+                takes[name] = Take(_shared(strips, name, strip), inside, dtype)
         _check_lengths({name: strips[take.strip].count for name, take in takes.items()})
         undo.pop_all()
-    return Source(strips, takes, notes)
+    source = Source(strips, takes, notes)
+    for rows, names in source.fields().items():
+        size = sum(takes[name].dtype.size for name in names)
+        source.notes.append(
+            f"{', '.join(names)}: {size} of every {strips[rows].width} bytes, copied once out of whole rows"
+        )
+    return source
+
+
+def type_in_files(name: str, column: Column) -> MemType | None:
+    """The memory type that a column's first file says itself; None for raw elements.
+
+    Args:
+        name: of the input that would take it.
+    Raises:
+        StreamError, BindError: as for ``open_columns``.
+    """
+    if column.dtype is not None:
+        return column.dtype
+    with contextlib.ExitStack() as undo:
+        for path, _ in _files_of(column.paths, []):
+            if _format(column, path) == "npy":
+                file = _open_file(path, undo)
+                return read_npy_header(file.fd, path, file.size, column.field, name).dtype
+            break
+    return None
+
+
+def has_names(column: Column) -> bool:
+    """Whether a column's first file has columns with names, so that inputs can be bound by theirs."""
+    with contextlib.ExitStack() as undo:
+        for path, _ in _files_of(column.paths, []):
+            if _format(column, path) == "npy":
+                file = _open_file(path, undo)
+                return bool(npy_fields(file.fd, path, file.size))
+            break
+    return False
+
+
+def _format(column: Column, path: str) -> str:
+    """What a file of a column is read as."""
+    if column.format == "auto":
+        return "npy" if path.endswith(".npy") else "raw"
+    return column.format
 
 
 def _check_lengths(lengths: Mapping[str, int]) -> None:
@@ -339,31 +401,68 @@ def _open_array(name: str, array: NDArray[Any], dtype: MemType, notes: list[str]
     return Strip(dtype.size, dtype.size, [Segment(0, flat.size, array=flat)])
 
 
-def _open_files(name: str, column: Column, dtype: MemType, undo: contextlib.ExitStack, notes: list[str]) -> Strip:
-    strip = Strip(dtype.size, dtype.size)
+def _open_files(
+    name: str, column: Column, dtype: MemType, undo: contextlib.ExitStack, notes: list[str]
+) -> tuple[Strip, int]:
+    """Open a column's files; what is to be read of them, and where in each row the column is."""
+    strip, inside, first = None, 0, 0
     if not column.paths:
         raise BindError(f"input {name!r} has an empty list of paths", fix="give at least one file")
     if column.dtype is not None:
         cast = f"declare the input {column.dtype.name}, or write another file with the cast"
         _check_type(f"column {name!r} ({column.paths[0]})", column.dtype, dtype, cast)
-    first = 0
     for path, listed in _files_of(column.paths, notes):
-        file = _open_file(path, undo)
-        is_npy = column.format == "npy" or (column.format == "auto" and path.endswith(".npy"))
         if listed and column.elements is not None:
             raise BindError(f"elements={column.elements} names a part of one file, but {path} is one of a directory")
-        if is_npy:
-            header = read_npy_header(file.fd, path, file.size)
-            cast = f"np.save({path!r}, np.load({path!r}).astype(np.{numpy_dtype(dtype).name}))"
-            if dtype is MemType.bf16:
-                cast = f"bf16 is read from raw files only: np.load({path!r}).tofile('raw.bin')"
-            _check_type(f"{path} (input {name!r})", header.dtype, dtype, cast)
-            offset, elements = header.offset, header.elements
-        else:
-            offset, elements = column.offset, _raw_elements(file, column, dtype)
-        strip.segments.append(Segment(first, elements, file, offset))
-        first += elements
-    return strip
+        file = _open_file(path, undo)
+        found = _find(file, column, dtype, name)
+        if strip is None:
+            strip, inside = Strip(found.width, dtype.size if found.width == dtype.size else 1), found.inside
+        elif (strip.width, inside) != (found.width, found.inside):
+            raise BindError(
+                f"input {name!r}: {path} has it at byte {found.inside} of every {found.width}, "
+                f"{column.paths[0]} at byte {inside} of every {strip.width}; files of one column are laid out alike",
+                fix="save the column of each file as a file of its own: np.save('column.npy', array[:, k])",
+            )
+        strip.segments.append(Segment(first, found.elements, file, found.offset))
+        first += found.elements
+    assert strip is not None, "a directory without files was refused"
+    return strip, inside
+
+
+def _find(file: File, column: Column, dtype: MemType, name: str) -> NpyHeader:
+    """Where a column's elements are in one of its files."""
+    path = file.path
+    if _format(column, path) == "npy":
+        found = read_npy_header(file.fd, path, file.size, column.field, name)
+        cast = f"np.save({path!r}, np.load({path!r}).astype(np.{numpy_dtype(dtype).name}))"
+        if found.width != found.dtype.size:
+            of = "" if column.field is None else f"[{column.field!r}]"
+            cast = f"declare the input {found.dtype.name}, or save np.load({path!r}){of}.astype(...) by itself"
+        if dtype is MemType.bf16:
+            cast = f"bf16 is read from raw files only: np.load({path!r}).tofile('raw.bin')"
+        _check_type(f"{path} (input {name!r})", found.dtype, dtype, cast)
+        return found
+    if column.field is not None:
+        raise BindError(f"{path} is read as raw elements, which have no field {column.field!r}", fix="name a .npy file")
+    return NpyHeader(dtype, _raw_elements(file, column, dtype), column.offset, dtype.size)
+
+
+def _shared(strips: dict[str, Strip], name: str, strip: Strip) -> str:
+    """Keep a strip under ``name``, unless another input has the same rows open already; the name it has."""
+    if strip.alignment == 1 < strip.width:
+
+        def places(one: Strip) -> list[tuple[int, ...]]:
+            return [(s.file.device, s.file.inode, s.offset, s.elements) for s in one.segments if s.file is not None]
+
+        for other, one in strips.items():
+            if one.width == strip.width and one.alignment == 1 and places(one) == places(strip):
+                for file in dict.fromkeys(segment.file for segment in strip.segments):
+                    assert file is not None
+                    file.close()
+                return other
+    strips[name] = strip
+    return name
 
 
 def _raw_elements(file: File, column: Column, dtype: MemType) -> int:
@@ -426,7 +525,7 @@ def _open_file(path: str, undo: contextlib.ExitStack) -> File:
     except OSError as error:
         raise _cannot_open(path, error) from None
     status = os.fstat(fd)
-    file = File(path, fd, status.st_size, status.st_mtime_ns, status.st_dev)
+    file = File(path, fd, status.st_size, status.st_mtime_ns, status.st_dev, status.st_ino)
     undo.callback(file.close)
     if not stat.S_ISREG(status.st_mode):
         kind = next((text for test, text in _KINDS if test(status.st_mode)), "no regular file")
