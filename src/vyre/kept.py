@@ -35,7 +35,8 @@ def _sources() -> bytes:
     """A digest of all that native functions are written in."""
     root = Path(__file__).resolve().parent
     paths = [root / "native.py"]
-    paths += [root / "program" / f"{name}.py" for name in ("opcodes", "analysis", "words", "straight_check")]
+    names = ("opcodes", "analysis", "kinds", "words", "straight_check", "formula", "formula_layout", "formula_values")
+    paths += [root / "program" / f"{name}.py" for name in names]
     for folder in (root / "ring", root / "engines" / "cpu", root / "engines" / "cuda"):
         paths += sorted(folder.glob("*.py"))
     digest = blake2b(digest_size=32)

@@ -199,6 +199,31 @@ f64_add = _intrinsic(
 )  # fmt: skip
 
 
+def _f64_of_two(verb: str) -> str:
+    return (
+        "%{r}a = bitcast i64 {0} to double\n%{r}b = bitcast i64 {1} to double\n"
+        f"%{{r}}s = {verb} double %{{r}}a, %{{r}}b\n%{{r}} = bitcast double %{{r}}s to i64"
+    )
+
+
+f64_mul = _intrinsic("f64_mul", 2, _f64_of_two("fmul"), "bits of a * b as f64, which is no NaN")
+f64_div = _intrinsic("f64_div", 2, _f64_of_two("fdiv"), "bits of a / b as f64, which is no NaN")
+f64_of = _intrinsic(
+    "f64_of",
+    1,
+    "%{r}s = sitofp i64 {0} to double\n%{r} = bitcast double %{r}s to i64",
+    "bits of the f64 nearest a signed integer",
+)
+f32_of = _intrinsic(
+    "f32_of", 1,
+    """%{r}a = bitcast i64 {0} to double
+    %{r}s = fptrunc double %{r}a to float
+    %{r}i = bitcast float %{r}s to i32
+    %{r} = zext i32 %{r}i to i64""",
+    "bits of the f32 nearest the f64 with bits a, which is no NaN",
+)  # fmt: skip
+
+
 def _float_extreme(verb: str, bits: int) -> str:
     kind, nan = ("double", 0x7FF8_0000_0000_0000) if bits == 64 else ("float", 0x7FC0_0000)
     narrow = "" if bits == 64 else "%{r}x = trunc i64 {0} to i32\n%{r}y = trunc i64 {1} to i32\n"

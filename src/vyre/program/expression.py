@@ -17,7 +17,7 @@ from __future__ import annotations
 import keyword
 import re
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import repeat
 from operator import length_hint
 from typing import Any, Final, NoReturn
@@ -82,14 +82,14 @@ def _operators() -> dict[str, _Entry]:
     return found
 
 
-_OPERATORS: Final = _operators()
-_ALIASES: Final = {
+OPERATORS: Final = _operators()
+ALIASES: Final = {
     "rint": "nearest", "round": "nearest", "minimum": "min", "maximum": "max", "absolute": "abs", "double": "f64",
     "float": "f64", "int": "i64",
 }  # fmt: skip
 _REDUCTIONS: Final = {"sum": AccKind.sum, "min": AccKind.min, "max": AccKind.max, "count": AccKind.count}
 _STARTS: Final[dict[str, _Entry]] = (
-    {name: (0, _CALL, None, _ALIASES.get(name, name), 0) for name in (*ARITY, *_ALIASES, *_REDUCTIONS)}
+    {name: (0, _CALL, None, ALIASES.get(name, name), 0) for name in (*ARITY, *ALIASES, *_REDUCTIONS)}
     | {s: (11, _UNARY, None, s, 0) for s in ("-", "+", "~")}
     | {"not": (3, _UNARY, None, "not", 0), "(": (0, _PAREN, None, "(", 0)}
 )
@@ -106,6 +106,19 @@ _INFINITY: Final = float("inf")
 _pack_f32, _pack_f64 = struct.Struct("<f").pack, struct.Struct("<d").pack
 _int_of_4, _int_of_8 = struct.Struct("<I").unpack, struct.Struct("<Q").unpack
 _new: Final = tuple.__new__  # a NamedTuple's own constructor is Python code and costs twice as much
+
+
+Types = tuple[tuple[str, object], ...]
+
+
+class _Quick:
+    read: Callable[[str, Types, tuple[str, ...], str, int], Program | None] | None = None
+
+
+quick: Final = _Quick()
+"""What may read a text before the reader below is asked: native code, once an engine is in use. It takes text, types,
+parameters, name and fuel, and gives the very program that this module gives, or None where it does not: also for every
+text that is to be refused. None where no such engine was opened."""
 
 
 class _Emitter(Lowering):
@@ -232,7 +245,7 @@ class _Compiler:
                     continue
 
                 assert value is not None
-                entry = _OPERATORS.get(token)
+                entry = OPERATORS.get(token)
                 if entry is None:
                     raise Refusal(*self._unexpected(token))
                 least = entry[4]
@@ -386,7 +399,7 @@ class _Compiler:
                 return i - 1 if top[1] == _CALL else at
             elif not depth and token == top[3] and top[1] != _CALL:
                 before = self.tokens[i - 1] if i else "("
-                if (before in _STARTS or (before in _OPERATORS and before != ")")) == (top[1] == _UNARY):
+                if (before in _STARTS or (before in OPERATORS and before != ")")) == (top[1] == _UNARY):
                     return i
         return at
 
@@ -481,8 +494,12 @@ def compile_expression(
             f"{_position(text, offset)}: character {text[offset]!a} is not ASCII",
             fix="write names, numbers and operators in ASCII",
         )
-    compiler = _Compiler(text, types, params)
-    program = compiler.program(name, fuel, compiler.value())
+    program = None
+    if quick.read is not None and types is not None:
+        program = quick.read(text, tuple(types.items()), tuple(params), name, fuel)
+    if program is None:
+        compiler = _Compiler(text, types, params)
+        program = compiler.program(name, fuel, compiler.value())
     count = program.instructions
     most = MAX_CODE if max_instructions is None else max_instructions
     if count > most:

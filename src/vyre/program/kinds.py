@@ -137,12 +137,13 @@ def _promotions() -> dict[tuple[int, int], int]:
     return found
 
 
-_PROMOTE: Final = _promotions()
+PROMOTE: Final = _promotions()
+"""The kind that operands of two kinds are converted to, where there is one."""
 
 
 def promote(a: int, b: int, what: str) -> int:
     """The kind that operands of kinds ``a`` and ``b`` are converted to. ``what`` names the operation in a refusal."""
-    kind = _PROMOTE.get((a, b))
+    kind = PROMOTE.get((a, b))
     if kind is None:
         names = f"{KIND_NAME[a]} and {KIND_NAME[b]}"
         if BOOL in (a, b):

@@ -21,6 +21,7 @@ from vyre.engines.cpu.straight import lower_straight, straight
 from vyre.kept import kept_ir
 from vyre.native import Unit
 from vyre.program import analysis, verifier
+from vyre.program.formula_later import read_natively
 from vyre.program.ir import Instr, Program
 from vyre.program.opcodes import OPCODES, MemType, Op
 from vyre.program.straight_check import check, check_straight, rules_table
@@ -87,10 +88,10 @@ class Lowering:
         self._known = -1
         self._table = array("Q")
         self._workspaces: list[tuple[ctypes.Array[ctypes.c_char], int, memoryview]] = []
-        self._last: tuple[Program | None, bytes] = None, b""
         self._natives = _compiled(store)  # type: ignore[arg-type]  # a store hashes by itself
         if self._natives is not None:
             verifier.quick.check = self.check
+            read_natively(store)
 
     def check(self, program: Program) -> bool:
         """True only when the code keeps every rule; its declarations do."""
@@ -110,10 +111,7 @@ class Lowering:
         """What a native function answers, and the tile form that it left."""
         if len(self._addresses) != self._known:
             self._refresh()
-        known, words = self._last
-        if known is not program:  # a program is lowered right after it was verified
-            words = described(program)
-            self._last = program, words
+        words = described(program)
         try:
             memory = self._workspaces.pop()
         except IndexError:
