@@ -10,7 +10,7 @@ import pytest
 
 import vir_files
 from vyre.errors import BytecodeError, VerifyError
-from vyre.program import text
+from vyre.program import bytecode, text
 from vyre.program.bytecode import SECTIONS, decode, encode, identity
 from vyre.program.ir import Instr, Program
 from vyre.program.verifier import verify
@@ -73,6 +73,9 @@ def judged(data):
         program = decode(data)
     except BytecodeError as error:
         return "refused" if str(error) else "silent"
+    step_by_step = bytecode._explained(data)  # decode asks this only where the quick way finds something wrong
+    assert (program, program.lines, program.source) == (step_by_step, step_by_step.lines, step_by_step.source)
+    assert (program.packed, identity(program)) == (step_by_step.packed, identity(step_by_step))
     try:
         verify(program)
     except VerifyError as error:
