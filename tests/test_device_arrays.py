@@ -11,7 +11,7 @@ import pytest
 
 import vyre
 from vyre.engines.base import Operands
-from vyre.engines.cuda.engine import CudaEngine
+from vyre.engines.cuda.bindings import Bindings
 from vyre.engines.cuda.items import CudaItem
 from vyre.engines.device_array import DeviceArray, _Tensor, _Versioned, is_on_device
 from vyre.errors import BindError
@@ -207,11 +207,10 @@ class Driver:
 
 
 def fake_engine(pending: set[int]) -> Any:
-    engine = object.__new__(CudaEngine)
+    engine = object.__new__(Bindings)
     engine.device = Driver(pending)
     engine.residency = SimpleNamespace(asked=0)
     engine.residency.ask_to_leave = lambda: setattr(engine.residency, "asked", engine.residency.asked + 1)
-    engine._finalizer = lambda: None
     return engine
 
 
@@ -228,7 +227,7 @@ def test_the_stay_is_asked_to_end_when_a_producer_still_works_and_only_then():
 def test_an_array_on_another_device_is_refused():
     engine = fake_engine(set())
     with pytest.raises(BindError, match="x lies on device 1, the session's engine runs on device 0") as caught:
-        engine._in_place(Dlpack(where=(2, 1)), np.dtype("<f4"), 6, "x")
+        engine.in_place(Dlpack(where=(2, 1)), np.dtype("<f4"), 6, "x")
     assert "device=1" in caught.value.fix
 
 

@@ -149,7 +149,7 @@ def pinned(engine: CudaEngine, report: Report) -> None:
         "{ float4 v = x[i]; s += v.x + v.y + v.z + v.w; } if (s == 12345.678f) y[0].x = s; }",
         "reader",
     )
-    address = engine._pinned.device_address(x.ctypes.data)
+    address = engine._pinned.device_address(x)
     for operations in (1, 100):
         binding = engine.bind(engine.load(verify(chain(operations, 1.0))), [x], outputs=[y], count=count)
         ours, theirs = [], []

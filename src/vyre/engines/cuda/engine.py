@@ -1,91 +1,56 @@
 """The resident GPU engine: programs and bindings in an arena, items through a ring, results where the host reads them.
 
-Owns: what a program and a binding look like in the arena, staging of host arrays, results of an item. Leaves to
-others: the ring and the lease (residency), rewriting (lower), driver calls (driver), execution (kernel/).
+Owns: where programs lie in the arena, results of an item. Leaves to others: operands (bindings), the ring and the lease
+(residency), rewriting (lower, straight), driver calls (driver), execution (kernel/).
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
-import math
 import os
 import struct
 import sys
 import weakref
-from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vyre.engines.base import ItemResult
 from vyre.engines.cuda import abi
+from vyre.engines.cuda.bindings import NUMPY, Binding, Bindings, size_of, slot_of
 from vyre.engines.cuda.compile import ENTRY, blocks_per_multiprocessor, compile_kernel
 from vyre.engines.cuda.driver import Device
 from vyre.engines.cuda.lower import Image, value_of_key
-from vyre.engines.cuda.memory import Pool, array_at
+from vyre.engines.cuda.memory import Pool
 from vyre.engines.cuda.residency import THREADS, Residency
 from vyre.engines.cuda.straight_form import Lowering
-from vyre.engines.device_array import DeviceArray, is_on_device
+from vyre.engines.device_array import DeviceArray
 from vyre.engines.fold import fold_spans
 from vyre.errors import ArenaFull, BindError, EngineUnavailable, Fault, SessionClosed
 from vyre.program.ir import Program
-from vyre.program.opcodes import FAULT_REASONS, TILE, Access, AccKind, FaultCode, MemType
+from vyre.program.opcodes import FAULT_REASONS, TILE, AccKind, FaultCode
 from vyre.program.verifier import Verified, verify
 from vyre.ring.layout import DEFAULT_CAPACITY, NO_ELEMENT, NO_PC, PROGRAM_FIRST, SLOT_DTYPE, Status
 from vyre.store import Store
-
-NUMPY: Final[dict[MemType, np.dtype[Any]]] = {
-    MemType.i32: np.dtype("<i4"), MemType.i64: np.dtype("<i8"), MemType.f32: np.dtype("<f4"),
-    MemType.f64: np.dtype("<f8"), MemType.i8: np.dtype("i1"), MemType.u8: np.dtype("u1"), MemType.i16: np.dtype("<i2"),
-    MemType.u16: np.dtype("<u2"), MemType.u32: np.dtype("<u4"), MemType.u64: np.dtype("<u8"),
-    MemType.f16: np.dtype("<f2"), MemType.bf16: np.dtype("<u2"), MemType.bool: np.dtype("?"),
-}  # fmt: skip
-"""NumPy type of each memory type. bf16 has none of its own and travels as u16."""
 
 _POOL_CHUNK: Final = 64 << 20
 _HEAP_SUMS: Final = 2  # float sums that a program may have without waiting for a new stay at its first load
 
 
-@dataclass(slots=True)
-class _Resident:
-    """A loaded program."""
-
-    program: Program
-    image: Image
-    unit: int
-    bindings: int = 0
-
-
-@dataclass(slots=True, eq=False)
-class Binding:
-    """A program with its operands, as the kernel reads it. Give it back with ``CudaEngine.unbind``.
+class _Resident(NamedTuple):
+    """A loaded program.
 
     Attributes:
-        number: what a slot names it by.
-        outputs, emits: arrays that results are written to; the pinned ones of the engine or the caller's.
+        unit: of its image in the arena.
+        float_sums: accumulators that are float sums.
     """
 
-    number: int
-    opcode: int
     program: Program
-    base: int
-    count: int
-    tiles: int
-    slot: bytes
-    outputs: list[Any]
-    emits: list[NDArray[Any]]
-    results: NDArray[np.uint64]
-    tile_sums: NDArray[np.float64]
-    emit_counts: NDArray[np.uint32]
+    unit: int
     float_sums: tuple[int, ...]
-    inputs: list[NDArray[Any] | None] = field(default_factory=list)
-    copies_back: list[tuple[NDArray[Any], int]] = field(default_factory=list)
-    pieces: list[tuple[Pool, int]] = field(default_factory=list)
-    owners: list[Any] = field(default_factory=list)
 
 
 class CudaEngine:
@@ -129,14 +94,15 @@ class CudaEngine:
             raise EngineUnavailable(f"{dev.name} cannot hold one block of the kernel")
         self.per_multiprocessor = min(fit, per_sm)
         self._shared_of_warp = (shared - abi.LAUNCH_BYTES) // abi.WARPS_PER_BLOCK // 16 * 16
-        self._pinned = Pool(dev.pinned, _POOL_CHUNK)
-        self._device_pool = Pool(lambda n: (dev.memory(n),) * 2, _POOL_CHUNK)
+        self._pinned = Pool(dev.pinned, _POOL_CHUNK, seen=True)
+        self._device_pool = Pool(lambda n: (dev.memory(n),) * 2, _POOL_CHUNK, seen=False)
         self.residency = Residency(
             dev, blocks=self.per_multiprocessor * dev.multiprocessors, shared_bytes=shared, capacity=capacity,
             arena_bytes=arena_bytes, grace_s=grace_s, stay_s=stay_s, hard_s=hard_s, resident=resident,
         )  # fmt: skip
         self.residency.need_heap(4096 * _HEAP_SUMS)
         self.arena = self.residency.arena
+        self._bindings = Bindings(dev, self.residency, self._pinned, self._device_pool)
         self._lowering = Lowering(store)
         self._programs: dict[int, _Resident] = {}
         self._by_identity: dict[int, tuple[Any, int]] = {}
@@ -180,10 +146,12 @@ class CudaEngine:
                     f"{abi.MAX_PROGRAMS} programs are loaded, which is all there is room for", fix="unload some"
                 )
             self._next_opcode += 1
-        unit = self.arena.place(struct.pack("<II", abi.MAGIC_PROGRAM, PROGRAM_FIRST + number) + image.data[8:])
-        self.arena.write(4 * number, struct.pack("<I", unit))
-        self._programs[PROGRAM_FIRST + number] = _Resident(program, image, unit)
-        return PROGRAM_FIRST + number
+        # The table's word before the image, so that a binding that comes next lies beside the image and travels with it.
+        unit = self.arena.place(image.data, before=(4 * number, 4))
+        self.arena.words[number] = unit
+        self.arena.words[unit * (abi.UNIT // 4) + 1] = opcode = PROGRAM_FIRST + number
+        self._programs[opcode] = _Resident(program, unit, image.float_sums)
+        return opcode
 
     def load_many(self, programs: Sequence[Verified]) -> list[int]:
         """Opcodes of many programs. They lie side by side, so that they travel to the device in one piece."""
@@ -204,8 +172,8 @@ class CudaEngine:
     def pinned_empty(self, count: int, dtype: Any) -> NDArray[Any]:
         """An array that the kernel reads and writes in place. Lives as long as the engine."""
         kind = np.dtype(dtype)
-        address = self._pinned.get(max(count * kind.itemsize, 1))
-        return array_at(address, kind, count)
+        chunk, at = self._pinned.cut(max(count * kind.itemsize, 1))
+        return chunk.array(at, kind, count)
 
     def bind(
         self,
@@ -231,183 +199,20 @@ class CudaEngine:
             ArenaFull: no room. BindError: an array does not fit.
         """
         with self.residency.lock:
-            return self._bind(opcode, inputs, tables, params, outputs, count, base)
-
-    def _bind(
-        self,
-        opcode: int,
-        inputs: Sequence[Any],
-        tables: Sequence[Any],
-        params: Sequence[int],
-        outputs: Sequence[Any] | None,
-        count: int | None,
-        base: int,
-    ) -> Binding:
-        self._check_open()
-        resident = self._programs[opcode]
-        program = resident.program
-        if count is None:
-            arrays = [*inputs, *(outputs or ())]
-            if not arrays:
-                raise BindError("a program without inputs and outputs is bound with count=")
-            count = _size(arrays[0])
-        if base % TILE:
-            raise BindError(f"base {base} is not a multiple of {TILE}")
-        tiles = -(-count // TILE)
-        pieces: list[tuple[Pool, int]] = []
-        owners: list[Any] = []
-        copies_back: list[tuple[NDArray[Any], int]] = []
-        operands: list[tuple[int, int, int]] = []  # address, extent, dtype
-        staged: list[NDArray[Any] | None] = []
-        made: list[Any] = []
-
-        def pinned(size: int) -> int:
-            address = self._pinned.get(max(size, 16))
-            pieces.append((self._pinned, address))
-            return address
-
-        def mapped(address: int) -> int:
-            found = self._pinned.device_address(address)
-            assert found is not None
-            return found
-
-        for stream, value in zip(program.inputs, inputs, strict=True):
-            kind = NUMPY[stream.dtype]
-            address = self._in_place(value, kind, count, stream.name)
-            if address is None:
-                flat = _host(value, kind, count, stream.name)
-                host = pinned(count * kind.itemsize)
-                copy = array_at(host, kind, count)
-                copy[:] = flat[:count]
-                staged.append(copy)
-                address = mapped(host)
-            else:
-                owners.append(value)
-                staged.append(None)
-            near = (
-                abi.IN_DEVICE_MEMORY
-                if address is not None and not isinstance(value, np.ndarray) and staged[-1] is None
-                else 0
-            )
-            operands.append((address, int(address % 16 == 0), int(stream.dtype) | near))
-        for i, stream in enumerate(program.outputs):
-            kind = NUMPY[stream.dtype]
-            given = None if outputs is None else outputs[i]
-            address = None if given is None else self._in_place(given, kind, count, stream.name)
-            if address is None:
-                host = pinned(count * kind.itemsize)
-                given = array_at(host, kind, count)
-                address = mapped(host)
-            else:
-                owners.append(given)
-            made.append(given)
-            operands.append((address, int(address % 16 == 0), int(stream.dtype)))
-        for table, value in zip(program.tables, tables, strict=True):
-            kind = NUMPY[table.dtype]
-            extent = _size(value)
-            if extent > abi.MAX_TABLE:
-                raise BindError(f"table {table.name} has {extent:,} elements, at most {abi.MAX_TABLE:,} fit")
-            address = self._in_place(value, kind, extent, table.name)
-            if address is not None and table.access is Access.atomic and self._pinned.device_address(_address(value)):
-                address = None  # atomics across the bus are none
-            if address is None:
-                flat = _host(value, kind, extent, table.name)
-                if table.access is Access.atomic:
-                    address = self._device_pool.get(max(flat.nbytes, 16))
-                    pieces.append((self._device_pool, address))
-                    if extent:
-                        self.device.to_device(address, flat.ctypes.data, flat.nbytes)
-                    copies_back.append((value, address))
-                else:
-                    host = pinned(flat.nbytes)
-                    array_at(host, kind, extent)[:] = flat
-                    address = mapped(host)
-            else:
-                owners.append(value)
-            operands.append((address, extent, int(table.dtype)))
-        emits = []
-        for stream in program.emits:
-            kind = NUMPY[stream.dtype]
-            host = pinned(count * kind.itemsize)
-            emits.append(array_at(host, kind, count))
-            operands.append((mapped(host), 0, int(stream.dtype)))
-        accs = program.accumulators
-        bins = 0
-        for acc in accs:
-            address = 0
-            if acc.kind is AccKind.histogram:
-                address = self._device_pool.get(8 * acc.bins)
-                pieces.append((self._device_pool, address))
-                bins += acc.bins
-            operands.append((address, acc.bins, 0))
-        sums = resident.image.float_sums
-        size_results = 8 * (len(accs) + bins)
-        size_sums = 8 * len(sums) * tiles
-        host = pinned(size_results + size_sums + 4 * len(emits) * tiles)
-        at = mapped(host)
-        scratch = 0
-        if accs and tiles > 1:
-            scratch = self._device_pool.get(8 * len(accs))
-            pieces.append((self._device_pool, scratch))
-        data = struct.pack(
-            "<IIIIQQQQQQ",
-            abi.MAGIC_BINDING, opcode, resident.unit, tiles, base, count, at, scratch, at + size_results,
-            at + size_results + size_sums,
-        )  # fmt: skip
-        data += b"".join(struct.pack("<QII", *o) for o in operands)
-        data += array("Q", params).tobytes()
-        try:
-            number = self.arena.place(data)
-        except ArenaFull:
-            for pool, address in pieces:
-                pool.put(address)
-            raise
-        resident.bindings += 1
-        slot = struct.pack(
-            "<16I", 0, opcode, 0, 2, number, base & 0xFFFFFFFF, base >> 32, count & 0xFFFFFFFF, count >> 32, *[0] * 7
-        )
-        return Binding(
-            number, opcode, program, base, count, tiles, slot, made, emits,
-            array_at(host, np.uint64, len(accs) + bins),
-            array_at(host + size_results, np.float64, len(sums) * tiles).reshape(len(sums), tiles),
-            array_at(host + size_results + size_sums, np.uint32, len(emits) * tiles).reshape(len(emits), tiles),
-            sums, staged, copies_back, pieces, owners,
-        )  # fmt: skip
-
-    def _in_place(self, value: Any, kind: np.dtype[Any], count: int, name: str) -> int | None:
-        """Device address of an array that the kernel can use where it is, or None."""
-        if isinstance(value, np.ndarray):
-            if value.flags.c_contiguous and value.dtype == kind and value.size >= count:
-                return self._pinned.device_address(value.ctypes.data, max(count * kind.itemsize, 1))
-            return None
-        known = isinstance(value, DeviceArray)
-        if not known and not is_on_device(value):
-            return None
-        array = value if known else DeviceArray(value, name, self.device_stream)
-        if array.dtype != kind:
-            raise BindError(f"{name}: the device array is {array.dtype}, the program declares {kind}")
-        if array.size < count:
-            raise BindError(f"{name}: the device array has {array.size} elements, {count} are needed")
-        if array.device is not None and array.device != self.device.index:
-            raise BindError(
-                f"{name} lies on device {array.device}, the session's engine runs on device {self.device.index}",
-                fix=f"open a session with device={array.device}, or copy the array",
-            )
-        if not known:
-            self.wait_for_producers([array])
-        return int(array.address)
+            self._check_open()
+            program, unit, float_sums = self._programs[opcode]
+            if count is None:
+                arrays = [*inputs, *(outputs or ())]
+                if not arrays:
+                    raise BindError("a program without inputs and outputs is bound with count=")
+                count = size_of(arrays[0])
+            if base % TILE:
+                raise BindError(f"base {base} is not a multiple of {TILE}")
+            return self._bindings.bind(program, opcode, unit, float_sums, inputs, tables, params, outputs, count, base)
 
     def wait_for_producers(self, arrays: Iterable[DeviceArray]) -> None:
-        """Wait until what their producers have put on their current streams is done (decision 30).
-
-        Their kernels may find no room beside the resident one, so if something is still pending, the stay is asked to
-        end: otherwise they would wait for its grace.
-        """
-        ours = self.device_stream
-        for stream in {each.order_before(ours) for each in arrays}:
-            if not self.device.is_done(stream):
-                self.residency.ask_to_leave()
-                self.device.wait_for(stream)
+        """Wait until what their producers have put on their current streams is done (decision 30)."""
+        self._bindings.wait_for_producers(arrays)
 
     def unbind(self, binding: Binding) -> None:
         """Forget a binding. No slot that names it may be unfinished."""
@@ -416,11 +221,7 @@ class CudaEngine:
                 return
             self.arena.release(binding.number)
             binding.number = -1
-            if binding.opcode in self._programs:
-                self._programs[binding.opcode].bindings -= 1
-            for pool, address in binding.pieces:
-                pool.put(address)
-            binding.pieces.clear()
+            self._bindings.put(binding.pieces)
             binding.owners.clear()
 
     # --- items ----------------------------------------------------------------------------------------------------
@@ -431,10 +232,7 @@ class CudaEngine:
         if first is not None or count is not None:
             first = binding.base if first is None else first
             count = binding.base + binding.count - first if count is None else count
-            slot = struct.pack(
-                "<16I", 0, binding.opcode, 0, 2, binding.number, first & 0xFFFFFFFF, first >> 32, count & 0xFFFFFFFF,
-                count >> 32, *[0] * 7,
-            )  # fmt: skip
+            slot = slot_of(binding.opcode, binding.number, first, count)
         return self.residency.publish(slot)
 
     def submit_batch(self, items: NDArray[Any]) -> int | None:
@@ -453,8 +251,12 @@ class CudaEngine:
         """Records (RECORD_DTYPE) of n complete items; their slots are free afterwards."""
         return self.residency.collect(first, n)
 
-    def result(self, binding: Binding, sequence: int, count: int | None = None) -> ItemResult:
-        """What a complete item over the whole binding delivered. Arrays are copies where the engine made them."""
+    def result(self, binding: Binding, sequence: int, outputs: list[Any] | None = None) -> ItemResult:
+        """What a complete item over the whole binding delivered.
+
+        Args:
+            outputs: host arrays that outputs are copied to which the engine made; None makes new ones.
+        """
         status, code, pc, element, _ = self.residency.collect_one(sequence)
         if status != Status.DONE:
             return ItemResult(fault=fault_of(code, pc, element))
@@ -465,11 +267,18 @@ class CudaEngine:
                 if flat is not array_:
                     array_[...] = flat
         found = ItemResult()
-        found.outputs = [x.copy() if isinstance(x, np.ndarray) else x for x in binding.outputs]
-        counts = binding.emit_counts
-        for i, segment in enumerate(binding.emits):
-            parts = [segment[t * TILE : t * TILE + n] for t, n in enumerate(counts[i].tolist())]
-            found.emits.append(np.concatenate(parts) if parts else segment[:0].copy())
+        if outputs is None:
+            found.outputs = [x.copy() if isinstance(x, np.ndarray) else x for x in binding.outputs]
+        else:
+            for given, made in zip(outputs, binding.outputs, strict=True):
+                if type(given) is np.ndarray:
+                    given.reshape(-1)[:] = made
+            found.outputs = outputs
+        if binding.emits:
+            counts = binding.emit_counts
+            for i, segment in enumerate(binding.emits):
+                parts = [segment[t * TILE : t * TILE + n] for t, n in enumerate(counts[i].tolist())]
+                found.emits.append(np.concatenate(parts) if parts else segment[:0].copy())
         if binding.program.accumulators:
             self._accumulators(binding, found)
         return found
@@ -550,7 +359,7 @@ class CudaEngine:
     @property
     def device_stream(self) -> int:
         """Our stream that the work of other libraries is put before when we take their arrays."""
-        return int(self.device.copies)
+        return self._bindings.stream
 
     @property
     def session_words(self) -> NDArray[np.uint32]:
@@ -585,30 +394,6 @@ def fault_of(code: int, pc: int, element: int) -> Fault:
         None if pc == NO_PC else int(pc),
         None if element == NO_ELEMENT else int(element),
     )
-
-
-def _size(value: Any) -> int:
-    if isinstance(value, (np.ndarray, DeviceArray)):
-        return int(value.size)
-    shape = getattr(value, "shape", None)
-    return math.prod(shape) if shape is not None else int(np.asarray(value).size)
-
-
-def _address(value: Any) -> int:
-    return int(value.ctypes.data) if isinstance(value, np.ndarray) else 0
-
-
-def _host(value: Any, kind: np.dtype[Any], count: int, name: str) -> NDArray[Any]:
-    flat = np.ascontiguousarray(value).reshape(-1)
-    if flat.dtype != kind:
-        if flat.dtype.itemsize != kind.itemsize or flat.dtype.kind == kind.kind:
-            raise BindError(
-                f"{name}: the array is {flat.dtype}, the program declares {kind}", fix=f"use .astype('{kind}')"
-            )
-        flat = flat.view(kind)
-    if flat.size < count:
-        raise BindError(f"{name}: the array has {flat.size} elements, {count} are needed")
-    return flat
 
 
 def _close(residency: Residency, pinned: Pool, device_pool: Pool, device: Device) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from vyre.engines.base import FileRange, ItemResult, Operands
-from vyre.engines.cuda.engine import Binding, CudaEngine
+from vyre.engines.cuda.bindings import Binding
+from vyre.engines.cuda.engine import CudaEngine
 from vyre.engines.device_array import DeviceArray
 from vyre.errors import Fault, WaitTimeout
 from vyre.program.ir import Program
@@ -100,13 +101,8 @@ class CudaItem:
             return failed
         assert self.sequence is not None, "result before start"
         assert self._binding is not None
-        found = self.engine.result(self._binding, self.sequence)
+        found = self.engine.result(self._binding, self.sequence, self.operands.outputs)
         self.sequence = None
-        if found.fault is None:
-            for given, made in zip(self.operands.outputs, found.outputs, strict=True):
-                if isinstance(given, np.ndarray):
-                    given.reshape(-1)[:] = made
-            found.outputs = list(self.operands.outputs)
         return found
 
     def cancel(self) -> None:
