@@ -58,7 +58,7 @@ def command(
     elements: int | None,
     json_: bool,
 ) -> None:
-    """Run program P over files: .npy, or raw elements of the program's type.
+    """Run program P over files: .npy, uncompressed Arrow IPC, or raw elements of the program's type.
 
     Several paths of one NAME are one stream, a directory is its files. With one input, NAME= may be left out. Of a file
     with several columns, x=points.npy:3 or x=trades.npy:price takes one; without it, each input takes the column of its

@@ -14,7 +14,7 @@ import struct
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from vyre.errors import BindError, StreamError
 from vyre.program.opcodes import MemType
 
 PathLike = str | os.PathLike[str]
-Format = Literal["auto", "raw", "npy"]
+Format = Literal["auto", "raw", "npy", "arrow"]
 Field = str | int
 """Which column of a file that has several: its name, or its index from 0."""
 
@@ -105,10 +105,12 @@ class Column:
         dtype: element type; None takes it from the ``.npy`` header, or from the program for raw files.
         offset: bytes before the first element, in each file (raw only).
         elements: elements to take (raw only, one file only); None takes all.
-        format: "raw", "npy", or "auto": ``.npy`` by its name, raw otherwise.
+        format: "raw", "npy", "arrow", or "auto": by the file's name (``.npy``; ``.arrow``, ``.arrows``, ``.feather``,
+            ``.ipc``), raw otherwise.
         field: which column of files that have several. In ``.npy``: a field of structured elements by name ("pos.x" for
-            a field in a field) or index, or a column of the last axis of an array by index. None takes the field that is
-            called as the input, where elements are structured, and else every element in C order.
+            a field in a field) or index, or a column of the last axis of an array by index. In Arrow files: a column by
+            name ("pos.x" for a part of a struct) or index. None takes the one that is called as the input, where columns
+            have names (in Arrow files also the only one), and else every element in C order.
     """
 
     paths: tuple[str, ...]
@@ -128,10 +130,12 @@ class Column:
         field: Field | None = None,
     ) -> None:
         listed = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
-        if format not in ("auto", "raw", "npy"):
-            raise BindError(f"column format {format!r} is unknown", fix='"auto", "raw" or "npy"')
-        if format == "npy" and (offset or elements is not None):
-            raise BindError("offset and elements cut raw files; a .npy file says itself where its elements are")
+        if format not in get_args(Format):
+            raise BindError(f"column format {format!r} is unknown", fix=f"one of {', '.join(get_args(Format))}")
+        if format in ("npy", "arrow") and (offset or elements is not None):
+            raise BindError(
+                f"offset and elements cut raw files; {format} files say themselves where their elements are"
+            )
         if offset < 0 or (elements is not None and elements < 0):
             raise BindError(f"offset {offset} and elements {elements} of a column cannot be negative")
         if format == "auto" and (offset or elements is not None):

@@ -21,10 +21,12 @@ from numpy.typing import NDArray
 
 from vyre.errors import BindError, StreamError
 from vyre.program.opcodes import MemType
+from vyre.stream.arrow import SUFFIXES
+from vyre.stream.arrow_file import MAGIC as ARROW_MAGIC
+from vyre.stream.arrow_file import find_column
 from vyre.stream.formats import (
     NPY_MAGIC,
     Column,
-    NpyHeader,
     PathLike,
     memtype_of,
     npy_fields,
@@ -346,31 +348,37 @@ def type_in_files(name: str, column: Column) -> MemType | None:
     """
     if column.dtype is not None:
         return column.dtype
-    with contextlib.ExitStack() as undo:
-        for path, _ in _files_of(column.paths, []):
-            if _format(column, path) == "npy":
-                file = _open_file(path, undo)
-                return read_npy_header(file.fd, path, file.size, column.field, name).dtype
-            break
+    with _first_file(column) as (file, format):
+        if format == "npy":
+            return read_npy_header(file.fd, file.path, file.size, column.field, name).dtype
+        if format == "arrow":
+            return find_column(file.fd, file.path, file.size, column.field, name).dtype
     return None
 
 
 def has_names(column: Column) -> bool:
     """Whether a column's first file has columns with names, so that inputs can be bound by theirs."""
+    with _first_file(column) as (file, format):
+        return format == "arrow" or (format == "npy" and bool(npy_fields(file.fd, file.path, file.size)))
+
+
+@contextlib.contextmanager
+def _first_file(column: Column) -> Iterator[tuple[File, str]]:
+    """The first file of a column, open for the moment, and what it is read as."""
     with contextlib.ExitStack() as undo:
         for path, _ in _files_of(column.paths, []):
-            if _format(column, path) == "npy":
-                file = _open_file(path, undo)
-                return bool(npy_fields(file.fd, path, file.size))
-            break
-    return False
+            yield _open_file(path, undo), _format(column, path)
+            return
+        raise BindError("an empty list of paths", fix="give at least one file")
 
 
 def _format(column: Column, path: str) -> str:
     """What a file of a column is read as."""
-    if column.format == "auto":
-        return "npy" if path.endswith(".npy") else "raw"
-    return column.format
+    if column.format != "auto":
+        return column.format
+    if path.endswith(".npy"):
+        return "npy"
+    return "arrow" if path.endswith(SUFFIXES) else "raw"
 
 
 def _check_lengths(lengths: Mapping[str, int]) -> None:
@@ -415,7 +423,7 @@ def _open_files(
         if listed and column.elements is not None:
             raise BindError(f"elements={column.elements} names a part of one file, but {path} is one of a directory")
         file = _open_file(path, undo)
-        found = _find(file, column, dtype, name)
+        found = _find(file, column, dtype, name, notes)
         if strip is None:
             strip, inside = Strip(found.width, dtype.size if found.width == dtype.size else 1), found.inside
         elif (strip.width, inside) != (found.width, found.inside):
@@ -424,16 +432,27 @@ def _open_files(
                 f"{column.paths[0]} at byte {inside} of every {strip.width}; files of one column are laid out alike",
                 fix="save the column of each file as a file of its own: np.save('column.npy', array[:, k])",
             )
-        strip.segments.append(Segment(first, found.elements, file, found.offset))
-        first += found.elements
+        for offset, elements in found.places:
+            strip.segments.append(Segment(first, elements, file, offset))
+            first += elements
     assert strip is not None, "a directory without files was refused"
     return strip, inside
 
 
-def _find(file: File, column: Column, dtype: MemType, name: str) -> NpyHeader:
-    """Where a column's elements are in one of its files."""
+class _Found(NamedTuple):
+    """Where a column is in one file: bytes from element to element, from the start of a row to its element, and
+    (offset, elements) of each part that lies together."""
+
+    width: int
+    inside: int
+    places: list[tuple[int, int]]
+
+
+def _find(file: File, column: Column, dtype: MemType, name: str, notes: list[str]) -> _Found:
+    """Find a column's elements in one of its files and check their type."""
     path = file.path
-    if _format(column, path) == "npy":
+    format = _format(column, path)
+    if format == "npy":
         found = read_npy_header(file.fd, path, file.size, column.field, name)
         cast = f"np.save({path!r}, np.load({path!r}).astype(np.{numpy_dtype(dtype).name}))"
         if found.width != found.dtype.size:
@@ -442,10 +461,20 @@ def _find(file: File, column: Column, dtype: MemType, name: str) -> NpyHeader:
         if dtype is MemType.bf16:
             cast = f"bf16 is read from raw files only: np.load({path!r}).tofile('raw.bin')"
         _check_type(f"{path} (input {name!r})", found.dtype, dtype, cast)
-        return found
+        return _Found(found.width, found.inside, [(found.offset, found.elements)])
+    if format == "arrow":
+        column_ = find_column(file.fd, path, file.size, column.field, name)
+        cast = f"declare the input {column_.dtype.name}, or write the column with column.cast(...)"
+        _check_type(f"{path} (input {name!r})", column_.dtype, dtype, cast)
+        if column_.note:
+            notes.append(column_.note)
+        return _Found(dtype.size, 0, column_.places)
     if column.field is not None:
-        raise BindError(f"{path} is read as raw elements, which have no field {column.field!r}", fix="name a .npy file")
-    return NpyHeader(dtype, _raw_elements(file, column, dtype), column.offset, dtype.size)
+        raise BindError(
+            f"{path} is read as raw elements, which have no column {column.field!r}",
+            fix=f"name a .npy or an Arrow file, or say what it is: vyre.Column({path!r}, format='arrow', ...)",
+        )
+    return _Found(dtype.size, 0, [(column.offset, _raw_elements(file, column, dtype))])
 
 
 def _shared(strips: dict[str, Strip], name: str, strip: Strip) -> str:
@@ -466,7 +495,14 @@ def _shared(strips: dict[str, Strip], name: str, strip: Strip) -> str:
 
 
 def _raw_elements(file: File, column: Column, dtype: MemType) -> int:
-    if column.format == "auto" and os.pread(file.fd, 6, 0) == NPY_MAGIC:
+    start = os.pread(file.fd, 6, 0) if column.format == "auto" else b""
+    if start == ARROW_MAGIC:
+        raise stream_error(
+            f"{file.path}: begins like an Arrow file but is not called one",
+            fix=f"vyre.Column({file.path!r}, format='arrow') reads a column, vyre.raw({file.path!r}, {dtype.name!r}) "
+            "its bytes",
+        )
+    if start == NPY_MAGIC:
         raise stream_error(
             f"{file.path}: begins like a .npy file but is not called one",
             fix=f"vyre.npy({file.path!r}) reads its array, vyre.raw({file.path!r}, {dtype.name!r}) its bytes",
