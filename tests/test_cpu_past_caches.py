@@ -90,15 +90,16 @@ def test_operands_that_fit_the_cache_stay_in_it(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_program_that_reads_an_output_again_never_writes_around_the_caches(tiny_cache: None) -> None:
-    body = lower(forwarded()).body
-    records = np.frombuffer(body, "<u4").reshape(-1, 16)
+    form = lower(forwarded())
+    records = np.frombuffer(form.body, "<u4").reshape(-1, 16)
     assert (records[:, 3:6] >= PTR_OUTPUTS).any(), "the program no longer shows what it is for"
-    assert image._elements_in_cache(body, 16) == image._NEVER
+    assert form.reads_outputs
+    assert image._elements_in_cache(form.reads_outputs, 16) == image._NEVER
 
 
 def test_where_the_cache_is_not_known_nothing_is_written_around_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image, "_CACHE_BYTES", 0)
-    assert image._elements_in_cache(bytes(128), 12) == image._NEVER
+    assert image._elements_in_cache(False, 12) == image._NEVER
 
 
 def test_light_handlers_have_a_loop_that_writes_around_the_caches_and_no_other_has() -> None:

@@ -10,12 +10,13 @@ import ctypes
 import os
 import platform
 import signal
+import struct
 import threading
 import time
 import weakref
 from array import array
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
@@ -165,7 +166,7 @@ class BindingBlock:
         tiles = (elements + 1023) >> 10
         words = state.BINDING_WORDS + 4 * len(inputs) + len(outputs) + n_emits + 2 * len(tables) + len(params)
         total = words + 2 * accs + n_emits + tiles * n_emits
-        block = self._block = array("Q", bytes(8 * total))
+        block = self._block = _NOTHING[:total] if total <= len(_NOTHING) else array("Q", bytes(8 * total))
         base = self.address = block.buffer_info()[0]
         self.bins: dict[int, NDArray[np.int64]] = {}
         self.accs, self.emits = accs, n_emits
@@ -210,8 +211,8 @@ class BindingBlock:
             head += pair
         head += params
         head += bins
-        block[: len(head)] = array("Q", head)
-        self._results = len(head)
+        used = self._results = len(head)
+        _packer(used)(block, 0, *head)
         self._owners = owners
         self._image = image
 
@@ -258,6 +259,14 @@ class BindingBlock:
     def clear_bins(self) -> None:
         for counts in self.bins.values():
             counts[:] = 0
+
+
+_NOTHING: Final = array("Q", bytes(512))
+
+
+@cache
+def _packer(count: int) -> Callable[..., None]:
+    return struct.Struct(f"<{count}Q").pack_into
 
 
 class _Memory:
@@ -443,8 +452,8 @@ class CpuEngine:
             self._memory.engine.words[state.E_HANDLER_COUNT // 8] = len(self._handlers)
 
     def _image(self, verified: Verified) -> Image:
-        form = _lowering()(verified, self.store)
-        return Image(verified.program, form.body, form.prologue, form.uses_fuel, form.scratch_slots, form.in_place)
+        prologue, body, slots, uses_fuel, in_place, reads_outputs = _lowering()(verified, self.store)
+        return Image(verified.program, body, prologue, uses_fuel, slots, in_place, reads_outputs)
 
     def image(self, opcode: int) -> Image:
         """What was loaded or installed at an opcode. KeyError when nothing is."""

@@ -25,8 +25,8 @@ from vyre.program.opcodes import OPCODES, Group, MemType, Nan, Op, Type
 if TYPE_CHECKING:
     from vyre.program.ir import Program
 
-Form = tuple[bytes, bytes, int, bool]
-"""What native lowering gives: the first fields of a tile form."""
+Form = tuple[bytes, bytes, int, bool, bool, bool]
+"""What native lowering gives: the fields of a tile form."""
 
 SCALAR_B: Final = frozenset(
     [
@@ -270,6 +270,9 @@ _shared_lock = threading.Lock()
 
 def shared(store: jit.ObjectStore | None = None) -> Handlers:
     """The process's handlers. A store that is given takes the place of none."""
+    found = _shared.get(0)
+    if found is not None and found.store is not None:
+        return found
     with _shared_lock:
         found = _shared.setdefault(0, Handlers(store))
         if found.store is None:

@@ -6,12 +6,15 @@ Owns: the block's layout in use (declared in state) and the meaning of a fold. L
 from __future__ import annotations
 
 import platform
+import struct
 from array import array
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Final
 
 from vyre.engines.cpu import state
-from vyre.engines.cpu.abi import LANES, OP_A, OP_B, OP_BYTES, OP_C, PTR_OUTPUTS
+from vyre.engines.cpu.abi import LANES
 from vyre.errors import ArenaFull
 from vyre.program.ir import Accumulator, Program
 from vyre.program.opcodes import AccKind, MemType
@@ -56,16 +59,20 @@ def _cache_bytes() -> int:
 _CACHE_BYTES: Final = _cache_bytes()
 
 
-def _elements_in_cache(body: bytes, size: int) -> int:
+def _elements_in_cache(reads_outputs: bool, size: int) -> int:
     """How many elements of ``size`` bytes may be bound before outputs are written around the caches.
 
     Three quarters of the cache: from there on a + b and a * 2.5 gain 20 % (Zen 4, 32 MiB), below they lose up to that much.
     Never when a record reads an output again: it would wait for memory.
     """
-    fields = array("I", body)
-    if not _CACHE_BYTES or any(max(fields[at // 4 :: OP_BYTES // 4]) >= PTR_OUTPUTS for at in (OP_A, OP_B, OP_C)):
+    if not _CACHE_BYTES or reads_outputs:
         return _NEVER
     return _CACHE_BYTES * 3 // 4 // size
+
+
+@cache
+def _packer(count: int) -> Callable[..., None]:
+    return struct.Struct(f"<{count}Q").pack_into
 
 
 def fold_of(acc: Accumulator) -> tuple[int, int]:
@@ -100,6 +107,7 @@ class Image:
         uses_fuel: bool,
         scratch_slots: int = 1,
         in_place: bool = True,
+        reads_outputs: bool = False,
     ) -> None:
         self.program = program
         self.in_place = in_place
@@ -153,7 +161,7 @@ class Image:
             at + 8 * (n_in + n_out + n_emit + 2 * n_acc),
             histograms,
             LANES if scratch_slots or accumulates or uses_fuel or program.tables else LANES * _GRAIN_MAX,
-            _elements_in_cache(body, sum(sizes_in) + sum(sizes_out)) if sizes_out else _NEVER,
+            _elements_in_cache(reads_outputs, sum(sizes_in) + sum(sizes_out)) if sizes_out else _NEVER,
         ]
         assert len(head) == state.IMAGE_WORDS
-        block[(base - ops) // 8 :] = array("Q", head + lists)
+        _packer(state.IMAGE_WORDS + len(lists))(block, base - ops, *head, *lists)

@@ -18,7 +18,7 @@ from vyre.engines.cpu.engine import FILE, MEMORY, WAIT_SLICE_NS, BindingBlock, C
 from vyre.errors import BindError, Fault
 from vyre.program.ir import Program
 from vyre.program.opcodes import FAULT_REASONS, FaultCode, MemType
-from vyre.ring.layout import NO_ELEMENT, NO_PC, RECORD_BYTES, SEQUENCE_NONE, SLOT_DTYPE, SLOT_WORDS, Priority, Status
+from vyre.ring.layout import NO_ELEMENT, NO_PC, RECORD_BYTES, SEQUENCE_NONE, SLOT_BYTES, SLOT_DTYPE, Priority, Status
 from vyre.ring.memory import Ring
 
 _DTYPES: Final[dict[MemType, np.dtype[Any]]] = {
@@ -28,8 +28,12 @@ _DTYPES: Final[dict[MemType, np.dtype[Any]]] = {
 _EMPTY: Final[list[Any]] = []  # shared by results that have none; never changed
 _NO_SUMS: Final[dict[int, NDArray[np.float64]]] = {}
 _NORMAL: Final = int(Priority.NORMAL)
-_NO_RECORD: Final = bytes(RECORD_BYTES)
-_NO_ARGUMENTS: Final = (0,) * (SLOT_WORDS - 9)
+_SLOT: Final = 9  # words before the slot, and before the record
+_RECORD: Final = _SLOT + SLOT_BYTES // 8
+_FRAME: Final = array(
+    "Q", (0, 0, 0, WAIT_SLICE_NS, 0, SEQUENCE_NONE, 0, 0, 0, 0, _NORMAL << 32, *(0,) * (6 + RECORD_BYTES // 8))
+)
+assert len(_FRAME) == _RECORD + RECORD_BYTES // 8
 _NOTHING: Final = Operands(0, 0, [], [], [], [], [])
 _DONE: Final = int(Status.DONE)
 _LATE: Final = 16  # what the native call answers when the time is over
@@ -43,14 +47,12 @@ class CpuItem:
         "_call",
         "_capacity",
         "_elements",
-        "_frame",
         "_frame_address",
         "_image",
         "_operands",
         "_program",
-        "_record",
         "_ring",
-        "_slot",
+        "_words",
         "engine",
         "number",
         "opcode",
@@ -66,43 +68,23 @@ class CpuItem:
         self._capacity = self._elements = operands.count
         self.number, self._block = self._bind(operands)
         origin, count = operands.origin, operands.count
-        self._slot = array(
-            "I",
-            (
-                0,
-                opcode,
-                0,
-                _NORMAL,
-                self.number,
-                origin & 0xFFFF_FFFF,
-                origin >> 32,
-                count & 0xFFFF_FFFF,
-                count >> 32,
-                *_NO_ARGUMENTS,
-            ),
-        )
-        self._record = array("Q", _NO_RECORD)
-        self._frame = array(
-            "Q",
-            (
-                engine.address,
-                ring.address,
-                self._slot.buffer_info()[0],
-                WAIT_SLICE_NS,
-                self._record.buffer_info()[0],
-                SEQUENCE_NONE,
-                0,
-                0,
-                0,
-            ),
-        )
-        self._frame_address = self._frame.buffer_info()[0]
+        # One array for the frame (worker.call), the slot of u32 words, and the record.
+        words = self._words = _FRAME[:]
+        at = self._frame_address = words.buffer_info()[0]
+        words[0] = engine.address
+        words[1] = ring.address
+        words[2] = at + 8 * _SLOT
+        words[4] = at + 8 * _RECORD
+        words[_SLOT] = opcode << 32
+        words[_SLOT + 2] = self.number | (origin & 0xFFFF_FFFF) << 32
+        words[_SLOT + 3] = origin >> 32 | (count & 0xFFFF_FFFF) << 32
+        words[_SLOT + 4] = count >> 32
         self._call = engine.natives.call
 
     @property
     def sequence(self) -> int | None:
         """Of the slot that is published and whose record was not collected; native code keeps it (worker.call)."""
-        found = self._frame[5]
+        found = self._words[5]
         return None if found == SEQUENCE_NONE else found
 
     def _bind(self, operands: Operands) -> tuple[int, BindingBlock]:
@@ -127,7 +109,6 @@ class CpuItem:
             self.number, self._block = self._bind(operands)
             self.engine.unbind(number)
             self._capacity = operands.count
-            self._slot[4] = self.number
         else:
             addresses = [address_of(a) for a in operands.outputs]
             addresses += [address_of(a) for a in operands.emits]
@@ -139,9 +120,10 @@ class CpuItem:
         self._operands = operands
         count, origin = operands.count, operands.origin
         self._elements = count
-        words = self._slot
-        words[5], words[6] = origin & 0xFFFF_FFFF, origin >> 32
-        words[7], words[8] = count & 0xFFFF_FFFF, count >> 32
+        words = self._words
+        words[_SLOT + 2] = self.number | (origin & 0xFFFF_FFFF) << 32
+        words[_SLOT + 3] = origin >> 32 | (count & 0xFFFF_FFFF) << 32
+        words[_SLOT + 4] = count >> 32
 
     @property
     def operands(self) -> Operands:
@@ -154,16 +136,16 @@ class CpuItem:
     def start(self, *, deadline_ns: int = 0, wake: bool = True) -> bool:
         if self._block.bins:
             self._block.clear_bins()
-        frame = self._frame
+        frame = self._words
         frame[6] = deadline_ns
         frame[7] = 1 if wake or deadline_ns else 0
         return bool(self.engine.natives.start(self._frame_address))
 
     def wait(self, timeout_ns: int) -> bool:
-        sequence = self._frame[5]
+        sequence = self._words[5]
         if sequence == SEQUENCE_NONE:
             # Not published, or its record was taken; and if an interrupt came before that was read, it can be read now.
-            return self._frame[8] != 0
+            return self._words[8] != 0
         return self.engine.wait(self._ring, sequence, 1, timeout_ns) == 1
 
     def call(self) -> bool:
@@ -177,31 +159,28 @@ class CpuItem:
         return bool(status and status != _LATE)
 
     def result(self) -> ItemResult:
-        if self._frame[5] != SEQUENCE_NONE:
+        if self._words[5] != SEQUENCE_NONE:
             self.engine.natives.take(self._frame_address)
         else:
-            assert self._frame[8], "result before start"
+            assert self._words[8], "result before start"
         found = self.collected()
-        self._frame[8] = 0
+        self._words[8] = 0
         return found
 
     def prepared(self) -> NDArray[np.void]:
         """The slot, for a caller who publishes it himself."""
         if self._block.bins:
             self._block.clear_bins()
-        return np.frombuffer(self._slot, SLOT_DTYPE)
+        return np.frombuffer(self._words, SLOT_DTYPE, 1, 8 * _SLOT)
 
     def collected_from(self, record: np.void) -> ItemResult:
         """The result, from a record that the caller read himself."""
-        mine = self._record  # native code knows its address
-        for i, word in enumerate(array("Q", record.tobytes())):
-            mine[i] = word
+        self._words[_RECORD:] = array("Q", record.tobytes())  # as long as what it replaces, so that nothing moves
         return self.collected()
 
     def collected(self) -> ItemResult:
         """The result whose record was collected last."""
-        record = self._record
-        if record[1] & 0xFFFF_FFFF != _DONE:
+        if self._words[_RECORD + 1] & 0xFFFF_FFFF != _DONE:
             return ItemResult(fault=self._fault())
         program, block, operands = self._program, self._block, self._operands
         result = ItemResult(operands.outputs, _EMPTY, _EMPTY, _NO_SUMS, None)
@@ -229,7 +208,7 @@ class CpuItem:
         return found
 
     def _fault(self) -> Fault:
-        record = self._record
+        record = self._words[_RECORD:]
         code = record[1] >> 32
         pc = record[2] & 0xFFFF_FFFF
         element = record[3]
@@ -246,7 +225,7 @@ class CpuItem:
     @property
     def ticks(self) -> tuple[int, int]:
         """(started, finished) on the engine clock, of the record collected last."""
-        return self._record[5], self._record[6]
+        return self._words[_RECORD + 5], self._words[_RECORD + 6]
 
     def cancel(self) -> None:
         sequence = self.sequence
@@ -260,7 +239,7 @@ class CpuItem:
 
     def __del__(self) -> None:
         # Dropped without close(). While it is published its binding stays where the workers find it.
-        frame = getattr(self, "_frame", None)  # not there when an interrupt came before it
+        frame = getattr(self, "_words", None)  # not there when an interrupt came before it
         if getattr(self, "number", -1) >= 0 and (frame is None or frame[5] == SEQUENCE_NONE):
             self.close()
 
@@ -281,7 +260,8 @@ def _inputs(operands: Operands) -> list[tuple[int, int, int]]:
     return [(FILE, a.fd, a.offset) if isinstance(a, FileRange) else (MEMORY, address_of(a), 0) for a in operands.inputs]
 
 
-_Word = ctypes.c_uint64
+_MEMORY: Final = (ctypes.c_uint64 * (1 << 45)).from_address(0)
+"""All memory that a process can have, as words. An object of its own for each address would take three times as long."""
 
 
 def _data_offset() -> int | None:
@@ -291,7 +271,7 @@ def _data_offset() -> int | None:
     """
     offset = object.__basicsize__
     samples = [np.empty(n, np.uint8) for n in (1, 100, 10_000)]
-    found = [_Word.from_address(id(a) + offset).value == a.ctypes.data for a in samples]
+    found = [_MEMORY[id(a) + offset >> 3] == a.ctypes.data for a in samples]
     return offset if all(found) else None
 
 
@@ -302,4 +282,4 @@ def address_of(a: NDArray[Any]) -> int:
     """Where an array's first element is."""
     if _OFFSET is None or type(a) is not np.ndarray:
         return int(a.ctypes.data)
-    return _Word.from_address(id(a) + _OFFSET).value
+    return _MEMORY[id(a) + _OFFSET >> 3]

@@ -64,6 +64,7 @@ from vyre.engines.cpu.straight_layout import (
     S_NEXT,
     S_OUT,
     S_PC,
+    S_READS,
     S_TEMPORARY,
     S_TOP,
     STORES_MAX,
@@ -413,7 +414,8 @@ def lower_straight(w: int, facts: int, code: int, words: int) -> int:
         code: 8 bytes per instruction, as in a file.
         words: what words.P_CODE and those after it say.
     Returns:
-        Records of the body at A_BODY | records of the prologue, which end there << 16 | scratch slots << 32;
+        Records of the body at A_BODY | records of the prologue, which end there << 16 | scratch slots << 32 |
+        whether a record reads an output << 63;
         0 when the program is not for us.
     """
     count = load64(words + P_CODE)
@@ -470,4 +472,4 @@ def lower_straight(w: int, facts: int, code: int, words: int) -> int:
     used = load64(w + S_NEXT)
     if prologue > 1:
         used = SCRATCH_SLOTS
-    return body | prologue << 16 | used << 32
+    return body | prologue << 16 | used << 32 | load64(w + S_READS) << 63

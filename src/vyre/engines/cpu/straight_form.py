@@ -124,7 +124,7 @@ class Lowering:
             bodies = memory[2]
             split = _BEFORE - 64 * (found >> 16 & 0xFFFF)
             body = bytes(bodies[_BEFORE : _BEFORE + 64 * (found & 0xFFFF)])
-            form = bytes(bodies[split:_BEFORE]), body, found >> 32, False
+            form = bytes(bodies[split:_BEFORE]), body, found >> 32 & 0x7FFF_FFFF, False, True, bool(found >> 63)
         self._workspaces.append(memory)
         return found, form
 

@@ -42,6 +42,7 @@ from vyre.engines.cpu.straight_layout import (
     S_NEXT,
     S_OUT,
     S_PC,
+    S_READS,
     S_TEMPORARY,
     S_TOP,
     S_UNIFORMS,
@@ -119,6 +120,8 @@ def record_put(w: int, handler: int, dst: int, a: int, b: int, c: int, imm: int,
     """Append a record to the body."""
     if handler == 0:
         store64(w + S_FAILED, 1)
+    if a >= PTR_OUTPUTS or b >= PTR_OUTPUTS or c >= PTR_OUTPUTS:
+        store64(w + S_READS, 1)
     at = load64(w + S_OUT)
     store64(at + OP_FN, handler)
     store32(at + OP_DST, dst)

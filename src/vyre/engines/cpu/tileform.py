@@ -18,9 +18,8 @@ Rules that everything here follows:
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from functools import cache
-from typing import Final
+from typing import Final, NamedTuple
 
 from vyre.engines.cpu import plan as p
 from vyre.engines.cpu.abi import LANES, OP_BYTES, PTR_INPUTS, PTR_OUTPUTS, SCRATCH_SLOTS
@@ -38,8 +37,7 @@ _CONSTS: Final = (p.CONST_BYTES + 4, p.CONST_BYTES + 8)
 assert struct.calcsize("<" + _RECORD) == OP_BYTES
 
 
-@dataclass(frozen=True, slots=True)
-class TileForm:
+class TileForm(NamedTuple):
     """A program as op records.
 
     Attributes:
@@ -49,6 +47,7 @@ class TileForm:
         uses_fuel: the program has a loop.
         in_place: an output may be the same memory as an input. False only for programs with more early stores than there
             is scratch for.
+        reads_outputs: a record reads an output that another one wrote.
     """
 
     prologue: bytes
@@ -56,6 +55,7 @@ class TileForm:
     scratch_slots: int
     uses_fuel: bool
     in_place: bool = True
+    reads_outputs: bool = False
 
 
 def lower(verified: HasProgram | Program, handlers: Handlers | ObjectStore | None = None) -> TileForm:
@@ -331,4 +331,5 @@ class _Lowering(State):
             used,
             self.uses_fuel,
             self.wait,
+            any(max(body[at::FIELDS]) >= PTR_OUTPUTS for at in (2, 3, 4)),
         )
