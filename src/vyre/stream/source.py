@@ -89,6 +89,18 @@ class Chunk:
     count: int
 
 
+@dataclass(frozen=True, slots=True)
+class Run:
+    """``chunks`` chunks of ``count`` elements each, one behind the other from element ``first`` on.
+
+    In a run of several, every column of every chunk is one piece, and pieces follow each other at equal steps.
+    """
+
+    first: int
+    count: int
+    chunks: int
+
+
 class Segment(NamedTuple):
     """Elements [first, first + elements) of a strip lie together: in ``file`` from byte ``offset`` on, or in ``array``.
 
@@ -190,32 +202,43 @@ class Source:
             return HOT_CHUNK_ELEMENTS
         return COLD_CHUNK_BYTES // max((strip.width for strip in self.strips.values()), default=1)
 
-    def chunks(self, chunk_elements: int) -> Iterator[Chunk]:
-        """Cut all columns at the same elements.
+    def runs(self, chunk_elements: int) -> Iterator[Run]:
+        """Cut all columns at the same elements; chunks that are alike are one run.
 
         A chunk lies in one file of each column, so that it can be read where it is, except for short ones around the
-        ends of files.
+        ends of files, which are runs of one.
 
         Args:
             chunk_elements: longest chunk; rounded up to a multiple of 1,024.
         """
         longest = max(TILE, -(-chunk_elements // TILE) * TILE)
-        index = first = 0
+        first = 0
         while first < self.count:
-            last = min(first + longest, self.count)
             at = bisect.bisect_right(self._cuts, first)
-            if at < len(self._cuts) and self._cuts[at] < last:
-                cut = self._cuts[at] // TILE * TILE
-                if cut > first:
-                    last = cut
-                else:  # the end of a file lies in this tile: take it, and what small files follow closely
-                    end = first + TILE
-                    while at < len(self._cuts) and self._cuts[at] < min(last, end + longest // 8):
-                        end = max(end, -(-self._cuts[at] // TILE) * TILE)
-                        at += 1
-                    last = min(last, end)
-            yield Chunk(index, first, last - first)
-            index, first = index + 1, last
+            end = self._cuts[at] // TILE * TILE if at < len(self._cuts) else self.count
+            chunks, rest = divmod(max(0, end - first), longest)
+            if chunks:
+                yield Run(first, longest, chunks)
+                first += chunks * longest
+            elif rest:
+                yield Run(first, rest, 1)
+                first = end
+            else:  # the end of a file lies in this tile: take it, and what small files follow closely
+                last = min(first + longest, self.count)
+                end = first + TILE
+                while at < len(self._cuts) and self._cuts[at] < min(last, end + longest // 8):
+                    end = max(end, -(-self._cuts[at] // TILE) * TILE)
+                    at += 1
+                yield Run(first, min(last, end) - first, 1)
+                first = min(last, end)
+
+    def chunks(self, chunk_elements: int) -> Iterator[Chunk]:
+        """The chunks of ``runs``, one by one."""
+        index = 0
+        for run in self.runs(chunk_elements):
+            for k in range(run.chunks):
+                yield Chunk(index, run.first + k * run.count, run.count)
+                index += 1
 
     def pieces(self, name: str, first: int, count: int) -> list[Piece]:
         """Where elements [first, first + count) of a strip lie, in order. More than one piece: they cross segments.
