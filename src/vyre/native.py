@@ -16,6 +16,7 @@ import functools
 import inspect
 import linecache
 import textwrap
+import threading
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from types import FunctionType
@@ -31,12 +32,12 @@ class Machine(Protocol):
     def intrinsic(self, name: str, args: tuple[int, ...]) -> int: ...
 
 
-class _Current:
+class _Current(threading.local):
     machine: Machine | None = None
 
 
 current: Final = _Current()
-"""The machine that intrinsics act on when native functions are executed by Python; None outside tests."""
+"""The machine that intrinsics of this thread act on when native functions are executed by Python; else None."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +145,10 @@ compare_swap32 = _intrinsic(
 fence = _intrinsic("fence", 0, "fence seq_cst", "orders earlier stores before later loads", returns=False)
 pause = _intrinsic("pause", 0, "call void @vyre_pause()", "a spinning thread's courtesy", returns=False)
 ticks = _intrinsic("ticks", 0, "%{r} = call i64 @llvm.readcyclecounter()", "the engine clock")
-now_ns = _intrinsic("now_ns", 0, "%{r} = call i64 @vyre_now_ns()", "CLOCK_MONOTONIC in nanoseconds")
+now_ns = _intrinsic("now_ns", 0, "%{r} = call i64 @vyre_clock_ns(i32 1)", "CLOCK_MONOTONIC in nanoseconds")
+thread_ns = _intrinsic(
+    "thread_ns", 0, "%{r} = call i64 @vyre_clock_ns(i32 3)", "processor time of this thread in nanoseconds"
+)
 futex_wait = _intrinsic(
     "futex_wait", 3, "call void @vyre_futex_wait(i64 {0}, i64 {1}, i64 {2})",
     "sleep while the u32 at a is b, at most c nanoseconds", returns=False,
@@ -156,6 +160,14 @@ yield_cpu = _intrinsic("yield_cpu", 0, "%{r}x = call i32 @sched_yield()", "let a
 pread = _intrinsic(
     "pread", 4, "%{r} = call i64 @vyre_pread(i64 {0}, i64 {1}, i64 {2}, i64 {3})",
     "bytes read from fd a into address b, at most c, from offset d; 2**64 - errno on failure",
+)  # fmt: skip
+will_need = _intrinsic(
+    "will_need", 3, "call void @vyre_will_need(i64 {0}, i64 {1}, i64 {2})",
+    "ask the page cache to begin reading fd a from offset b, c bytes", returns=False,
+)  # fmt: skip
+io_uring_enter = _intrinsic(
+    "io_uring_enter", 6, "%{r} = call i64 @vyre_io_uring_enter(i64 {0}, i64 {1}, i64 {2}, i64 {3}, i64 {4}, i64 {5})",
+    "the system call over fd a: submit b, wait for c, flags d, argument e of f bytes; 2**64 - errno on failure",
 )  # fmt: skip
 copy = _intrinsic(
     "copy", 3,
@@ -243,6 +255,7 @@ f32_min = _intrinsic("f32_min", 2, _float_extreme("minimum", 32), "bits of f32.m
 f32_max = _intrinsic("f32_max", 2, _float_extreme("maximum", 32), "bits of f32.max")
 
 _SYSCALL_FUTEX: Final = {"x86_64": 202, "aarch64": 98}
+_SYSCALL_IO_URING_ENTER: Final = 426  # everywhere
 
 
 def prelude(arch: str) -> str:
@@ -295,14 +308,15 @@ declare i64 @pread64(i32, ptr, i64, i64)
 declare ptr @__errno_location()
 declare i32 @clock_gettime(i32, ptr)
 declare i32 @sched_yield()
+declare i32 @posix_fadvise64(i32, i64, i64, i32)
 {mode}
 define internal void @vyre_pause() alwaysinline {{
   {pause_body}
   ret void
 }}
-define internal i64 @vyre_now_ns() {{
+define internal i64 @vyre_clock_ns(i32 %clock) {{
   %t = alloca [2 x i64]
-  %x = call i32 @clock_gettime(i32 1, ptr %t)
+  %x = call i32 @clock_gettime(i32 %clock, ptr %t)
   %s = load i64, ptr %t
   %np = getelementptr [2 x i64], ptr %t, i64 0, i64 1
   %n = load i64, ptr %np
@@ -329,6 +343,20 @@ define internal i64 @vyre_pread(i64 %fd, i64 %to, i64 %n, i64 %offset) {{
   %f = trunc i64 %fd to i32
   %p = inttoptr i64 %to to ptr
   %got = call i64 @pread64(i32 %f, ptr %p, i64 %n, i64 %offset)
+  %r = call i64 @vyre_or_errno(i64 %got)
+  ret i64 %r
+}}
+define internal void @vyre_will_need(i64 %fd, i64 %offset, i64 %n) {{
+  %f = trunc i64 %fd to i32
+  %x = call i32 @posix_fadvise64(i32 %f, i64 %offset, i64 %n, i32 3)
+  ret void
+}}
+define internal i64 @vyre_io_uring_enter(i64 %fd, i64 %n, i64 %wait, i64 %flags, i64 %argument, i64 %size) {{
+  %got = call i64 (i64, ...) @syscall(i64 {_SYSCALL_IO_URING_ENTER}, i64 %fd, i64 %n, i64 %wait, i64 %flags, i64 %argument, i64 %size)
+  %r = call i64 @vyre_or_errno(i64 %got)
+  ret i64 %r
+}}
+define internal i64 @vyre_or_errno(i64 %got) {{
   %bad = icmp slt i64 %got, 0
   br i1 %bad, label %failed, label %good
 good:
