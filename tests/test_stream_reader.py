@@ -20,7 +20,9 @@ from vyre.stream import cached as cached_module
 from vyre.stream import plan as plan_module
 from vyre.stream import uring
 from vyre.stream.cached import cached
+from vyre.stream.compiled import pump_functions
 from vyre.stream.formats import Column, raw
+from vyre.stream.frames import P_FLYING
 from vyre.stream.plan import Plan, Rung
 from vyre.stream.pool import Pool
 from vyre.stream.pread import read_exactly
@@ -64,12 +66,12 @@ def drain(reader, *, hold=0, release=True):
     return {name: b"".join(parts[at] for at in sorted(parts)) for name, parts in found.items()}, order
 
 
-def read(spec, declared, *, io="auto", chunk=None, kernel=None, pool_bytes=POOL_BYTES, hold=0):
+def read(spec, declared, *, io="auto", chunk=None, kernel=None, pool_bytes=POOL_BYTES, hold=0, **driven):
     """Columns, the reader and its plan after everything was read and closed."""
     options = {} if kernel is None else {"kernel": kernel}
     with open_columns(spec, declared) as source, Pool(pool_bytes) as pool:
         plan = Plan.choose(source, pool, io=io, chunk_elements=chunk, **options)
-        with Reader(source, plan, pool) as reader:
+        with Reader(source, plan, pool, **driven) as reader:
             data, order = drain(reader, hold=hold)
         assert pool.lent == 0
         assert sum(reader.taken.values()) == source.bytes
@@ -81,25 +83,32 @@ def write(path, data):
     return path
 
 
+DRIVEN = [
+    pytest.param({}, id="python"),
+    pytest.param({"natives": pump_functions(None)}, id="thread"),
+    pytest.param({"natives": pump_functions(None), "copiers": 3}, id="copiers"),
+]
 IO = ["auto", "hot", "pread", pytest.param("uring", marks=real), pytest.param("uring-direct", marks=real)]
 
 
+@pytest.mark.parametrize("driven", DRIVEN)
 @pytest.mark.parametrize("io", IO)
 @pytest.mark.parametrize("size", [0, 1, 511, 512, 513, 4095, 4096, 4097, 65535, 65536, 65537, 1 << 20, (1 << 20) + 1])
-def test_files_of_every_awkward_size_give_their_bytes_on_every_way(tmp_path, io, size):
+def test_files_of_every_awkward_size_give_their_bytes_on_every_way(tmp_path, io, size, driven):
     data = random.Random(size).randbytes(size)
     path = write(tmp_path / "a", data)
     if io == "uring-direct" and not has_direct(path):
         pytest.skip("no direct I/O on this file system")
-    found, reader, plan, _ = read({"x": path}, {"x": MemType.u8}, io=io, chunk=65536)
+    found, reader, plan, _ = read({"x": path}, {"x": MemType.u8}, io=io, chunk=65536, **driven)
     assert found.get("x", b"") == data
     if io == "uring-direct" and size:
         assert all(rung.is_direct for rung in reader.taken), plan.explain()
 
 
+@pytest.mark.parametrize("driven", DRIVEN)
 @pytest.mark.parametrize("io", IO)
 @pytest.mark.parametrize("chunk", [1024, 5000, 1 << 20, None])
-def test_several_columns_over_several_files_and_headers_give_the_oracles_bytes(tmp_path, io, chunk):
+def test_several_columns_over_several_files_and_headers_give_the_oracles_bytes(tmp_path, io, chunk, driven):
     rng = np.random.default_rng(5)
     x, y = rng.random(150_000).astype("f4"), rng.integers(0, 99, 150_000).astype("i8")
     np.save(tmp_path / "x.npy", x)
@@ -109,7 +118,7 @@ def test_several_columns_over_several_files_and_headers_give_the_oracles_bytes(t
     paths = [write(tmp_path / f"y{i}", y[a:b].tobytes()) for i, (a, b) in enumerate(itertools.pairwise(cuts))]
     spec = {"x": tmp_path / "x.npy", "y": paths, "z": Column(tmp_path / "x.npy", "u8", 3, 150_000)}
     declared = {"x": MemType.f32, "y": MemType.i64, "z": MemType.u8}
-    found, _, _, _ = read(spec, declared, io=io, chunk=chunk, hold=2)
+    found, _, _, _ = read(spec, declared, io=io, chunk=chunk, hold=2, **driven)
     assert found["x"] == x.tobytes()
     assert found["y"] == y.tobytes()
     assert found["z"] == (tmp_path / "x.npy").read_bytes()[3:150_003]
@@ -218,14 +227,15 @@ def test_a_test_read_that_gives_other_bytes_is_not_trusted(tmp_path):
         read({"x": path}, {"x": MemType.u8}, io="uring", kernel=Wrong())
 
 
+@pytest.mark.parametrize("driven", DRIVEN)
 @pytest.mark.parametrize("io", ["pread", pytest.param("uring", marks=real), pytest.param("uring-direct", marks=real)])
-def test_a_file_truncated_while_it_is_read_names_file_offset_and_expected_length(tmp_path, io):
+def test_a_file_truncated_while_it_is_read_names_file_offset_and_expected_length(tmp_path, io, driven):
     path = write(tmp_path / "a", bytes(1 << 20))
     if io == "uring-direct" and not has_direct(path):
         pytest.skip("no direct I/O on this file system")
     with open_columns({"x": path}, {"x": MemType.u8}) as source, Pool(POOL_BYTES) as pool:
         plan = Plan.choose(source, pool, io=io, chunk_elements=131072)
-        with Reader(source, plan, pool) as reader:
+        with Reader(source, plan, pool, **driven) as reader:
             os.truncate(path, 300_000)
             good, bad = set(), {}
             while not reader.finished:
@@ -265,8 +275,9 @@ def test_an_io_error_ends_its_chunk_only_and_names_the_place(tmp_path):
     assert "EIO) at offset 200704, 100352 bytes expected" in str(errors[2])
 
 
+@pytest.mark.parametrize("driven", DRIVEN)
 @pytest.mark.parametrize("io", [pytest.param("uring", marks=real), pytest.param("uring-direct", marks=real), "pread"])
-def test_eio_of_a_real_device_ends_in_an_error_that_names_the_offset(tmp_path, io):
+def test_eio_of_a_real_device_ends_in_an_error_that_names_the_offset(tmp_path, io, driven):
     """ext4 on a loop device whose backing file is cut while it is mounted."""
     disk, mount = tmp_path / "disk", tmp_path / "mnt"
     mount.mkdir()
@@ -286,7 +297,7 @@ def test_eio_of_a_real_device_ends_in_an_error_that_names_the_offset(tmp_path, i
             os.truncate(disk, 4 << 20)
             subprocess.run(["sh", "-c", "echo 1 > /proc/sys/vm/drop_caches"], check=False)
             errors = []
-            with Reader(source, plan, pool) as reader:
+            with Reader(source, plan, pool, **driven) as reader:
                 while not reader.finished:
                     reader.submit()
                     for load in reader.ready(1.0):
@@ -386,7 +397,7 @@ def test_a_reader_closed_by_another_thread_retires_its_pool_instead_of_unmapping
         thread = threading.Thread(target=reader.submit)
         thread.start()
         thread.join()
-        in_flight = len(reader._flying)
+        in_flight = reader.in_flight
         reader.close()
         if in_flight:
             assert pool.bytes == 0
@@ -548,7 +559,7 @@ def test_a_read_that_ctrl_c_kept_from_the_ring_does_not_hold_up_closing(tmp_path
         plan = Plan.choose(source, pool, io="uring", chunk_elements=131072)
         reader = Reader(source, plan, pool)
         reader.submit()
-        reader._flying[10**6] = next(iter(reader._flying.values()))
+        reader._tables.words[P_FLYING // 8] += 1
         started = time.monotonic()
         reader.close()
         assert time.monotonic() - started < 1

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from vyre.engines.base import FileRange, ItemResult, Operands
 from vyre.engines.fold import ABSENT, halve
-from vyre.errors import BindError, Fault, ProgramFault, StreamError, WaitTimeout
+from vyre.errors import BindError, EngineUnavailable, Fault, ProgramFault, StreamError, WaitTimeout
 from vyre.program.ir import Accumulator, Program
 from vyre.program.opcodes import SPAN, TILE, AccKind, FaultCode, MemType
 from vyre.ring.layout import OperandKind
@@ -35,10 +35,23 @@ from vyre.stream.source import Chunk, Source, open_columns
 
 if TYPE_CHECKING:
     from vyre.runtime.session import Loaded, OnFault, Session
+    from vyre.stream.compiled import PumpFunctions
 
 RING_CAPACITY: Final = 128
 PARTS_AHEAD: Final = 4
 """Chunks that may be finished and not yet asked for: what bounds memory when the caller is slow."""
+
+
+def _pump_of(engine: Any) -> PumpFunctions | None:
+    """The compiled pump, or None: then Python executes it, which the engine without compiled code can do with."""
+    if engine.name == "reference":
+        return None
+    try:
+        from vyre.stream.compiled import pump_functions
+
+        return pump_functions(getattr(engine, "store", None))
+    except EngineUnavailable:
+        return None
 
 
 class Totals:
@@ -184,7 +197,7 @@ class Stream:
         try:
             self.plan = Plan.choose(self.source, self._pool, io=io, chunk_elements=chunk)  # type: ignore[arg-type]
             self.report.notes = self.plan.explain().splitlines()
-            self._reader = Reader(self.source, self.plan, self._pool)
+            self._reader = Reader(self.source, self.plan, self._pool, natives=_pump_of(session.engine))
             self._rows, self._fields = Rows(self.source), self.source.fields()
             make_ring = getattr(session.engine, "new_ring", None)
             if make_ring is not None:
@@ -237,8 +250,8 @@ class Stream:
             if part.fault is not None:
                 self._raise(chunk, part.fault)
         except StopIteration:
-            self._note()
             self.close()
+            self._note()
             raise
         except BaseException:
             self.close()

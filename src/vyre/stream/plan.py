@@ -181,9 +181,13 @@ class Plan:
 
     @property
     def pool_bytes(self) -> int:
-        """What the pool should hold: chunks in flight and as many again at work, but no more than the source has."""
-        chunks = -(-self._source.count // self.chunk_elements) + 2
-        return self.frame_bytes * min(2 * self.chunks_in_flight, chunks)
+        """What the pool should hold."""
+        return self.frame_bytes * self.buffers
+
+    @property
+    def buffers(self) -> int:
+        """Chunks that the pool should have room for: those in flight and as many again at work, or all there are."""
+        return min(2 * self.chunks_in_flight, -(-self._source.count // self.chunk_elements) + 2)
 
     def rung(self, file: File) -> Rung:
         """The way that was chosen for a file of this source."""

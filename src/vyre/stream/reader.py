@@ -1,38 +1,58 @@
-"""Carries out a plan: keeps reads in flight into lent memory and hands over chunks as they become complete.
+"""Drives a pump: lays its tables out, gives it a thread, an io_uring and memory, and turns its words into chunks.
 
-Owns: buffers of chunks from the first read to ``release``, what is in flight, which way each byte really took. Leaves to
-others: which way that should be (plan), what happens to a chunk (whoever calls), order (the caller puts results in order).
+Owns: the life of the pump and its threads, the way from frames to chunks and from errno to errors. Leaves to others:
+every read (pump), which way it should be (plan), what happens to a chunk (whoever calls).
 
-One thread drives a reader: the one that calls ``submit`` first owns its ring. Nothing here needs Python of the user, so
-that a native pump can stand in for this class: same chunks, same operands, same counters.
+With compiled functions the pump runs in a thread of its own, which never holds the GIL. Without them, or with another
+kernel than the real one, the thread that calls ``submit`` and ``ready`` is the pump, and Python executes its functions.
 """
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
+import signal
+import threading
 import time
-from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Protocol, Self
 
 from vyre.errors import StreamError
 from vyre.ring.layout import OperandKind
-from vyre.stream.plan import DEPTH_BYTES, DEPTH_READS, RING_ENTRIES, Plan, Rung
-from vyre.stream.pool import PAGE, Buffer, Pool
-from vyre.stream.pread import read_exactly, read_failed
-from vyre.stream.source import Chunk, File, Piece, Source, shrank
-from vyre.stream.uring import Ring
+from vyre.stream import frames as f
+from vyre.stream import pump
+from vyre.stream.machine import PythonMachine
+from vyre.stream.plan import RING_ENTRIES, Plan, Rung
+from vyre.stream.pool import Buffer, Pool
+from vyre.stream.pread import read_failed
+from vyre.stream.source import Chunk, Source, shrank
+from vyre.stream.syscalls import KERNEL
+from vyre.stream.tables import RUNG_OF, RUNS_AT_ONCE, FramePlace, Publish, Tables
+from vyre.stream.uring import Ring, refused
 
-READ_BYTES_MAX: Final = 4 << 20  # a longer piece is read in parts, several at once
-OUTSTANDING_MAX: Final = 64  # chunks between submit and release: bounds slots when no memory does
 CLOSE_TIMEOUT_S: Final = 10.0
 _POLL_S: Final = 0.05  # waits come back to Python so often, for Ctrl-C
-_CANCEL: Final = 0xFFFF_FFFF_FFFF_FFFF
-_DRAINED: Final = 0xFFFF_FFFF_FFFF_FFFE
-_RETRY: Final = (errno.EINTR, errno.EAGAIN)
-_DEMOTE: Final = (errno.EINVAL, errno.EOPNOTSUPP, errno.EFAULT)
+_REQUESTS: Final = RING_ENTRIES - 2  # two entries are for the end
+
+
+class PumpNatives(Protocol):
+    """The compiled pump: functions of u64 that release the GIL, but for ``give_back``, which is too short for that."""
+
+    @property
+    def pump_loop(self) -> Callable[[int], int]: ...
+
+    @property
+    def copier_loop(self) -> Callable[[int], int]: ...
+
+    @property
+    def wait_frame(self) -> Callable[[int, int, int], int]: ...
+
+    @property
+    def give_back(self) -> Callable[[int, int], int]: ...
+
+    @property
+    def ring_bell(self) -> Callable[[int], int]: ...
 
 
 class Operand(NamedTuple):
@@ -52,15 +72,14 @@ class Loaded:
     Attributes:
         chunk: its index, first element and count.
         columns: operand by name of the strip. Memory is aligned as the strip wants it, and no more.
-        error: why it could not be read; ``columns`` is not to be used then.
+        error: why it could not be read; ``columns`` is empty then.
     """
 
     chunk: Chunk
     columns: dict[str, Operand]
     error: StreamError | None = None
+    _frame: int = 0
     _buffer: Buffer | None = None
-    _reads: int = 0
-    _hot: int = 0
     _reader: Reader | None = field(default=None, repr=False)
 
     def view(self, name: str) -> memoryview:
@@ -71,342 +90,269 @@ class Loaded:
         return self._reader.pool.view(self._buffer)[start : start + self.columns[name].bytes]
 
 
-@dataclass(slots=True, eq=False)
-class _Read:
-    """One read in flight: ``length`` bytes asked from ``offset`` on into ``address``, of which ``wanted`` must come.
-
-    The last ``useful`` of them are the column's; what is before lies in the same block.
-    """
-
-    load: Loaded
-    piece: Piece
-    file: File
-    rung: Rung
-    address: int
-    offset: int
-    length: int
-    wanted: int
-    useful: int
-    buffer: int | None
-    at: int = 0  # bytes that have arrived: where the next request starts
-
-
 class Reader:
     """Reads a source as its plan says.
 
     Attributes:
-        taken: bytes by the way that they really took, in Rung's words.
-        copied: bytes of memory that were put together because a chunk crosses from one array into the next.
-        stalls: times that a chunk had to wait because the pool had no room: the consumer is the bottleneck then.
-        finished: every chunk has been handed out and released.
+        source, plan, pool: as given.
+        frames: how many chunks may be out at a time.
     """
 
-    def __init__(self, source: Source, plan: Plan, pool: Pool) -> None:
+    def __init__(
+        self,
+        source: Source,
+        plan: Plan,
+        pool: Pool,
+        *,
+        natives: PumpNatives | None = None,
+        publish: Publish | None = None,
+        places: Sequence[FramePlace] | None = None,
+        copiers: int = 0,
+    ) -> None:
+        """Lay everything out; the first ``submit`` starts the pump.
+
+        Args:
+            natives: the compiled pump; None has Python execute it in the calling thread.
+            publish: where full chunks are published; None tells the caller (``ready``).
+            places: the engine's words for each frame; given with ``publish``.
+            copiers: threads beside the pump that read through the page cache. Only with ``natives``.
+        Raises:
+            StreamError: a chunk does not fit into the pool.
+        """
         self.source = source
         self.plan = plan
         self.pool = pool
-        self.taken: dict[Rung, int] = {}
-        self.stalls = 0
-        self.copied = 0
-        self._chunks = source.chunks(plan.chunk_elements)
-        self._next = next(self._chunks, None)
-        self._ring: Ring | None = None
-        self._use_ring = any(decision.rung.is_uring for decision in plan.files)
-        self._queue: deque[_Read] = deque()
-        self._flying: dict[int, _Read] = {}
-        self._blocking: deque[_Read] = deque()
-        self._ready: list[Loaded] = []
-        self._loading: set[int] = set()
-        self._outstanding = 0
-        self._bytes_in_flight = 0
-        self._serial = 0
+        self._natives = natives if plan.kernel is KERNEL else None
+        assert publish is None or self._natives is not None, "only a compiled pump publishes"
+        self._tables = Tables(source, plan, pool, _REQUESTS, publish, places, copiers if self._natives else 0)
+        self.frames = self._tables.frame_count
+        self._machine = PythonMachine(plan.kernel)
+        self._pump = _Pump(self._tables, plan, pool, self._natives, copiers)
+        self._handed = 0  # every chunk before it was handed out
+        self._early: set[int] = set()  # handed out out of turn
+        self._lent: dict[int, Loaded] = {}
+        self._buffers = {buffer.address: buffer for buffer in self._tables.buffers}
+        self._noted: set[int] = set()
+        self._begun = False
         self._closed = False
-        if not plan.all_hot:
-            pool.reserve(plan.pool_bytes)
+
+    # --- what the pump says -----------------------------------------------------------------------------------------
+
+    def _word(self, place: int) -> int:
+        return self._tables.words[place // 8]
 
     @property
     def finished(self) -> bool:
-        return self._next is None and self._outstanding == 0
+        """Every chunk was handed out and released."""
+        return self._closed or (
+            self._tables.complete and self._handed == self._tables.chunks and not self._lent and not self._early
+        )
+
+    @property
+    def chunks(self) -> int:
+        """Chunks of the whole source."""
+        self._lay_out_all()
+        return self._tables.chunks
 
     @property
     def in_flight(self) -> int:
-        """Reads that ``ready`` can wait for."""
-        return len(self._flying) + len(self._queue) + len(self._blocking)
+        """Reads that are out."""
+        return self._word(f.P_FLYING) + self._word(f.P_QUEUED)
 
-    def submit(self) -> int:
-        """Start reads until enough are in flight, the pool is lent out, or the source is at its end.
+    @property
+    def taken(self) -> dict[Rung, int]:
+        """Bytes by the way that they really took."""
+        first = f.P_TAKEN // 8
+        found = self._tables.words[first : first + f.RUNGS].tolist()
+        return {rung: count for rung, count in zip(RUNG_OF, found, strict=True) if count}
 
-        Returns:
-            Chunks started by this call.
-        Raises:
-            StreamError: the ring cannot be used from here. Errors of single chunks come with ``ready``.
-        """
-        started = 0
-        while self._next is not None and self._outstanding < OUTSTANDING_MAX:
-            if self.in_flight >= DEPTH_READS and self._bytes_in_flight >= DEPTH_BYTES:
-                break
-            if len(self._loading) >= max(1, self.plan.chunks_in_flight):
-                break
-            if not self._start(self._next):
-                break
-            started += 1
-            self._next = next(self._chunks, None)
-        if self._queue:
-            self._push()
-        return started
+    @property
+    def copied(self) -> int:
+        """Bytes of memory that were put together because a chunk crosses from one array into the next."""
+        return self._word(f.P_COPIED)
 
-    def ready(self, timeout_s: float = 0.0) -> list[Loaded]:
-        """Hand over what is complete, in the order of completion.
+    @property
+    def stalls(self) -> int:
+        """Times that a chunk had to wait for a frame or memory: the consumer is the bottleneck then."""
+        return self._word(f.P_STALLS)
 
-        Args:
-            timeout_s: seconds to wait for the first one while reads are in flight. 0 only looks.
-        """
-        until = time.monotonic() + timeout_s if timeout_s > 0 else 0.0
-        while True:
-            if self._flying or self._queue:
-                wait = timeout_s > 0 and not self._ready
-                self._collect(min(_POLL_S, until - time.monotonic()) if wait else 0.0)
-            if self._blocking and not self._ready:
-                self._read_blocking(self._blocking.popleft())
-                continue
-            if self._ready or not self.in_flight or timeout_s <= 0 or time.monotonic() >= until:
-                found, self._ready = self._ready, []
-                return found
+    @property
+    def stall_s(self) -> float:
+        """Seconds that the pump slept because the consumer was behind."""
+        return self._word(f.P_STALL_NS) / 1e9
 
-    def release(self, load: Loaded) -> None:
-        """Take a chunk back: nobody reads its operands any more."""
-        if load._buffer is not None:
-            self.pool.give_back(load._buffer)
-            load._buffer = None
-        if load._hot and load.error is None:
-            self._count(Rung.HOT, load._hot)
-        load._hot = 0
-        self._outstanding -= 1
+    @property
+    def hungry_s(self) -> float:
+        """Seconds that reads were out and no chunk was with the engine: storage is the bottleneck then."""
+        return self._word(f.P_HUNGRY_NS) / 1e9
+
+    @property
+    def cpu_s(self) -> float:
+        """Processor seconds of the pump's thread; known once it has ended."""
+        return self._word(f.P_CPU_NS) / 1e9
 
     def report(self) -> dict[str, int]:
         """Bytes by way, in words."""
         return {rung.value: count for rung, count in self.taken.items()}
 
-    # --- starting --------------------------------------------------------------------------------------------------
+    def note_demotions(self) -> None:
+        """Bring the plan up to date with what the pump had to change."""
+        for number, file in enumerate(self._tables.files):
+            code, offset = self._tables.demoted(file)
+            if code and number not in self._noted:
+                self._noted.add(number)
+                name = errno.errorcode.get(code, str(code))
+                self.plan.demote(file, self._pump.cached_rung, f"{name} at offset {offset}")
 
-    def _start(self, chunk: Chunk) -> bool:
-        """Lay a chunk out and queue its reads. False: no memory for it now."""
-        load = Loaded(chunk, {}, _reader=self)
-        placed: list[tuple[str, list[Piece], int]] = []
-        total = 0
-        for name in self.source.strips:
-            pieces = self.source.pieces(name, chunk.first, chunk.count)
-            if len(pieces) == 1:
-                piece = pieces[0]
-                if piece.file is None:
-                    load.columns[name] = Operand(OperandKind.MEMORY, piece.address, -1, 0, piece.bytes)
-                    self._count(Rung.MEMORY, piece.bytes)
-                    continue
-                if self.plan.rung(piece.file) is Rung.HOT:
-                    load.columns[name] = Operand(OperandKind.FILE, 0, piece.file.fd, piece.offset, piece.bytes)
-                    load._hot += piece.bytes
-                    continue
-            placed.append((name, pieces, total))
-            total += self._extent(pieces)
-        if total:
-            load._buffer = self._lend(total)
-            if load._buffer is None:
-                self.stalls += 1
-                return False
-            for name, pieces, at in placed:
-                self._layout(load, name, pieces, load._buffer.address + at)
-            if load._reads:
-                self._loading.add(chunk.index)
-        self._outstanding += 1
-        if not load._reads:
-            self._ready.append(load)
-        return True
+    def frame_address(self, index: int) -> int:
+        """Address of the frame of a chunk."""
+        return self._word(f.P_FRAMES) + f.FRAME_BYTES * (index % self.frames)
 
-    def _extent(self, pieces: list[Piece]) -> int:
-        """Pages that a column of a chunk takes in the pool."""
-        if len(pieces) > 1:
-            return -(-sum(piece.bytes for piece in pieces) // PAGE) * PAGE
-        (piece,) = pieces
-        align = piece.file.align if piece.file is not None else 0
-        length = -(-(piece.offset % align + piece.bytes) // align) * align if align else piece.bytes
-        return -(-length // PAGE) * PAGE
+    def frame_words(self, index: int) -> memoryview:
+        """u64 view of the frame of a chunk, see frames.py; the lower half of word 0 is its state."""
+        return self._tables.frame_words(index % self.frames)
 
-    def _lend(self, wanted: int) -> Buffer | None:
-        buffer = self.pool.lend(wanted)
-        if buffer is None and self.pool.bytes + wanted <= self.pool.limit and not self._loading:
-            self.pool.reserve(self.pool.bytes + wanted)
-            buffer = self.pool.lend(wanted)
-        if buffer is None and self.pool.lent == 0:  # nothing will come back that could make room
-            raise StreamError(
-                f"a chunk needs {wanted} bytes in one piece, which a pool of {self.pool.limit} bytes does not have",
-                fix="a shorter chunk, or a larger pool_bytes",
-            )
-        return buffer
+    # --- driving ----------------------------------------------------------------------------------------------------
 
-    def _layout(self, load: Loaded, name: str, pieces: list[Piece], address: int) -> None:
-        """Queue the reads of one column. Several pieces lie one behind the other, so none may be widened to blocks."""
-        assert load._buffer is not None
-        if len(pieces) > 1:
-            data = address
-            for piece in pieces:
-                if piece.file is None:
-                    ctypes.memmove(address, piece.address, piece.bytes)
-                    self._count(Rung.MEMORY, piece.bytes)
-                    self.copied += piece.bytes
-                else:
-                    rung = Rung.BUFFERED if self._use_ring else Rung.PREAD
-                    self._split(load, piece, piece.file, rung, address, 0)
-                address += piece.bytes
-        else:
-            (piece,) = pieces
-            assert piece.file is not None
-            rung = self.plan.rung(piece.file)
-            head = piece.offset % piece.file.align if rung.is_direct else 0
-            data = address + head
-            self._split(load, piece, piece.file, rung, address, head)
-        load.columns[name] = Operand(OperandKind.MEMORY, data, -1, 0, sum(piece.bytes for piece in pieces))
+    def submit(self) -> int:
+        """Start reads until enough are out, memory is lent, or the source is at its end.
 
-    def _split(self, load: Loaded, piece: Piece, file: File, rung: Rung, address: int, head: int) -> None:
-        """Queue a piece as reads of at most READ_BYTES_MAX. ``head`` bytes before it are read with it."""
-        assert load._buffer is not None
-        offset, wanted = piece.offset - head, piece.bytes + head
-        if rung is Rung.PREAD:
-            os.posix_fadvise(file.fd, offset, wanted, os.POSIX_FADV_WILLNEED)
-        for at in range(0, wanted, READ_BYTES_MAX):
-            here = min(READ_BYTES_MAX, wanted - at)
-            length = -(-here // file.align) * file.align if rung.is_direct else here
-            read = _Read(
-                load, piece, file, rung, address + at, offset + at, length, here, here - head, load._buffer.piece
-            )
-            head = 0
-            load._reads += 1
-            self._bytes_in_flight += read.useful
-            (self._blocking if rung is Rung.PREAD else self._queue).append(read)
+        Returns:
+            Chunks started by this call; 0 with a thread, which starts them by itself.
+        Raises:
+            StreamError: the ring cannot be used from here. Errors of single chunks come with ``ready``.
+        """
+        self._begin()
+        self._lay_out_all()
+        if self._natives is not None:
+            return 0
+        before = self._word(f.P_NEXT)
+        with self._machine.running():
+            pump.begin_chunks(self._tables.address)
+            if self._word(f.P_FLYING) and pump.unsubmitted(self._tables.address):
+                pump.enter(self._tables.address, 0, 0)
+        self._check()
+        return self._word(f.P_NEXT) - before
 
-    # --- the ring --------------------------------------------------------------------------------------------------
+    def ready(self, timeout_s: float = 0.0) -> list[Loaded]:
+        """Hand over what is complete, in the order of the chunks as far as it is.
 
-    def _open_ring(self) -> Ring | None:
-        """The ring, set up by the thread that drives; None when it is refused now although the plan had one."""
-        if self._ring is None and self._use_ring:
-            try:
-                self._ring = Ring(RING_ENTRIES, kernel=self.plan.kernel)
-            except StreamError as error:
-                if self.plan.io != "auto":
-                    raise
-                self._use_ring = False
-                self.plan.notes.append(f"preadv instead of io_uring: {error.message}")
-                return None
-            if any(decision.rung is Rung.DIRECT_REGISTERED for decision in self.plan.files):
-                try:
-                    self._ring.register_buffers(self.pool.pieces())
-                except StreamError as error:
-                    for decision in self.plan.files:
-                        if decision.rung is Rung.DIRECT_REGISTERED:
-                            self.plan.demote(decision.file, Rung.DIRECT, error.message)
-        return self._ring
+        Args:
+            timeout_s: seconds to wait for the first one while reads are in flight. 0 only looks.
+        """
+        self._begin()
+        until = time.monotonic() + timeout_s if timeout_s > 0 else 0.0
+        while True:
+            if self._natives is None:
+                with self._machine.running():
+                    pump.pump_turn(self._tables.address, 0 if timeout_s <= 0 else int(_POLL_S * 1e9))
+            found = self._full()
+            self.note_demotions()
+            self._check()
+            left = until - time.monotonic()
+            if found or timeout_s <= 0 or left <= 0:
+                return found
+            if self._natives is not None:
+                if self._handed == self._tables.chunks and self._tables.complete:
+                    return found
+                address = self.frame_address(self._handed)
+                self._natives.wait_frame(self._tables.address, address, int(min(_POLL_S, left) * 1e9))
+            elif not self.in_flight and not self._word(f.P_LAY_FRAME):
+                return self._full()
 
-    def _push(self) -> None:
-        """Move queued reads into the ring as far as it has room, and hand them to the kernel."""
-        ring = self._open_ring()
-        if ring is None:
-            while self._queue:
-                self._without_ring(self._queue.popleft())
-            return
-        while self._queue and ring.room() and len(self._flying) < ring.entries:
-            read = self._queue.popleft()
-            if read.rung is Rung.DIRECT_REGISTERED and (read.buffer is None or read.buffer >= ring.registered):
-                read.rung = Rung.DIRECT
-            fd = read.file.direct_fd if read.rung.is_direct else read.file.fd
-            index = read.buffer if read.rung is Rung.DIRECT_REGISTERED else None
-            self._serial += 1
-            self._flying[self._serial] = read  # before the kernel may know of it, so that close() waits for it
-            ring.read(fd, read.address + read.at, read.length - read.at, read.offset + read.at, self._serial, index)
-        ring.submit()
-
-    def _collect(self, timeout_s: float) -> None:
-        """Take completions, wait up to ``timeout_s`` for one, and continue short reads."""
-        if self._queue:
-            self._push()
-        ring = self._ring
-        if ring is None:
-            return
-        found = ring.completions()
-        if not found and self._flying:
-            ring.submit(wait=1 if timeout_s > 0 else 0, timeout_s=timeout_s)
-            found = ring.completions()
-        for user_data, result in found:
-            read = self._flying.pop(user_data, None)
-            if read is not None:
-                self._completed(read, result)
-        if self._queue:
-            self._push()
-
-    def _completed(self, read: _Read, result: int) -> None:
-        """One request came back: finish the read, continue it, send it another way, or fail its chunk."""
-        if result < 0:
-            code = -result
-            if code in _RETRY:
-                self._queue.append(read)
-            elif read.rung.is_direct and code in _DEMOTE and self.plan.io == "auto":
-                name = errno.errorcode[code]
-                self.plan.demote(read.file, Rung.BUFFERED, f"{name} at offset {read.offset + read.at}")
-                read.rung, read.length, read.at = Rung.BUFFERED, read.wanted, 0
-                self._queue.append(read)
+    def _full(self) -> list[Loaded]:
+        """Frames that became the caller's since the last look."""
+        found = []
+        index = self._handed
+        next_ = self._word(f.P_NEXT)
+        while index < next_:
+            if index in self._early:
+                if index == self._handed:
+                    self._early.discard(index)
+                    self._handed += 1
             else:
-                self._finish(read, read_failed(read.file, read.offset + read.at, read.length - read.at, code))
+                words = self.frame_words(index)
+                state = words[0] & 0xFFFF_FFFF
+                if state in (f.FULL, f.FAILED) and words[f.F_INDEX // 8] == index:
+                    found.append(self._loaded(index, words, state))
+                    if index == self._handed:
+                        self._handed += 1
+                    else:
+                        self._early.add(index)
+            index += 1
+        return found
+
+    def _loaded(self, index: int, words: memoryview, state: int) -> Loaded:
+        chunk = Chunk(index, words[f.F_FIRST // 8], words[f.F_COUNT // 8])
+        load = Loaded(chunk, {}, _frame=self.frame_address(index), _reader=self)
+        self._lent[index] = load
+        if state == f.FAILED:
+            load.error = self.error_of(words)
+            return load
+        buffer = words[f.F_BUFFER // 8]
+        if buffer:
+            load._buffer = self._buffers[self._tables.word_at(buffer)]
+        at = words[f.F_INPUTS // 8]
+        for name, strip in self.source.strips.items():
+            kind, place, offset = (self._tables.word_at(at + 8 * k) for k in range(3))
+            size = chunk.count * strip.width
+            if kind == OperandKind.FILE:
+                load.columns[name] = Operand(OperandKind.FILE, 0, place, offset, size)
+            else:
+                load.columns[name] = Operand(OperandKind.MEMORY, place + offset, -1, 0, size)
+            at += 32
+        return load
+
+    def error_of(self, words: memoryview) -> StreamError:
+        """The error of a frame that failed."""
+        code, number, offset, expected = words[f.F_ERROR // 8 : f.F_ERROR // 8 + 4].tolist()
+        file = self._tables.files[number]
+        if code == f.SHRANK:
+            return shrank(file, offset, expected)
+        return read_failed(file, offset, expected, code)
+
+    def release(self, load: Loaded) -> None:
+        """Take a chunk back: nobody reads its operands any more."""
+        if self._lent.pop(load.chunk.index, None) is None:
             return
-        arrived = read.at + result
-        if arrived >= read.wanted:
-            self._finish(read, None)
-        elif read.rung.is_direct and (result == 0 or result % read.file.align):
-            # Cut inside a block: the end of the file, or a device that cannot go on there. The page cache can.
-            direct = max(0, arrived - (read.wanted - read.useful))
-            self._count(read.rung, direct)
-            self._bytes_in_flight -= direct
-            read.useful -= direct
-            read.rung, read.length, read.at = Rung.BUFFERED, read.wanted, arrived
-            self._queue.append(read)
-        elif result == 0:
-            self._finish(read, shrank(read.file, read.piece.offset, read.piece.bytes))
+        if self._closed:
+            if load._buffer is not None:
+                self.pool.give_back(load._buffer)
+        elif self._natives is not None:
+            self._natives.give_back(self._tables.address, load._frame)
         else:
-            read.at = arrived
-            self._queue.append(read)
+            with self._machine.running():
+                pump.give_back(self._tables.address, load._frame)
+                pump.attend(self._tables.address)
 
-    # --- without a ring --------------------------------------------------------------------------------------------
+    # --- beginning and end ------------------------------------------------------------------------------------------
 
-    def _without_ring(self, read: _Read) -> None:
-        if self.plan.rung(read.file) is not Rung.PREAD and self.plan.rung(read.file) is not Rung.HOT:
-            self.plan.demote(read.file, Rung.PREAD, "io_uring refused when the stream began")
-        read.rung, read.length, read.at = Rung.PREAD, read.wanted, 0
-        self._blocking.append(read)
-
-    def _read_blocking(self, read: _Read) -> None:
-        assert read.load._buffer is not None
-        start = read.address - read.load._buffer.address
-        try:
-            with self.pool.view(read.load._buffer) as view:
-                read_exactly(read.file, view[start : start + read.wanted], read.offset)
-        except StreamError as error:
-            self._finish(read, error)
+    def _begin(self) -> None:
+        if self._begun:
+            return
+        self._begun = True
+        if self._natives is None:
+            self._pump.open_ring()
         else:
-            self._finish(read, None)
+            self._pump.start()
 
-    # --- the end of a read, of a chunk, of everything --------------------------------------------------------------
+    start = _begin
 
-    def _finish(self, read: _Read, error: StreamError | None) -> None:
-        load = read.load
-        self._bytes_in_flight -= read.useful
-        if error is None:
-            self._count(read.rung, read.useful)
-        elif load.error is None:
-            load.error = error
-        load._reads -= 1
-        if load._reads == 0:
-            self._loading.discard(load.chunk.index)
-            self._ready.append(load)
+    def _lay_out_all(self) -> None:
+        while not self._tables.complete:
+            self._tables.lay_out(RUNS_AT_ONCE)
+            if self._natives is not None and self._begun:
+                self._natives.ring_bell(self._tables.address)
 
-    def _count(self, rung: Rung, count: int) -> None:
-        self.taken[rung] = self.taken.get(rung, 0) + count
+    def _check(self) -> None:
+        """Raise what ended the pump."""
+        if self._pump.error is not None:
+            raise self._pump.error
+        code = self._word(f.P_FAILED)
+        if code:
+            raise refused("io_uring_enter", code)
+
+    check = _check
 
     def close(self) -> None:
         """Cancel what is in flight, wait until the kernel writes no more, give memory back. Safe after Ctrl-C.
@@ -416,46 +362,118 @@ class Reader:
         """
         if self._closed:
             return
-        self._closed, self._next = True, None
-        lent = {id(read.load): read.load for read in (*self._flying.values(), *self._queue, *self._blocking)}
-        lent.update((id(load), load) for load in self._ready)
-        self._queue.clear()
-        self._blocking.clear()
-        drained = not self._flying
-        if self._ring is not None:
-            try:
-                drained = self._drain(self._ring)
-            finally:
-                if not drained:
-                    self.pool.retire()
-                self._ring.close()
-        for load in lent.values():
-            load._hot = 0
-            self.release(load)
-        self._ready.clear()
+        self._closed = True
+        if self._begun:
+            if self._natives is not None:
+                self._pump.stop()
+            else:
+                self._end_here()
+        kept = {load._buffer.address for load in self._lent.values() if load._buffer is not None}
+        for address, buffer in self._buffers.items():
+            if address not in kept:
+                self.pool.give_back(buffer)
 
-    def _drain(self, ring: Ring) -> bool:
-        """Wait for every read in flight. False when it cannot be known that none writes any more."""
-        until = time.monotonic() + CLOSE_TIMEOUT_S
-        try:
-            if self._flying:
-                ring.submit()
-                if ring.room() < 2:
-                    return False
-                ring.cancel_all(_CANCEL)
-                ring.nop(_DRAINED, last=True)
-            while self._flying and time.monotonic() < until:
-                ring.submit(wait=1, timeout_s=_POLL_S)
-                for user_data, _ in ring.completions():
-                    self._flying.pop(user_data, None)
-                    if user_data == _DRAINED:  # also of a read that Ctrl-C kept from ever being queued
-                        self._flying.clear()
-        except StreamError:
-            return False
-        return not self._flying
+    def _end_here(self) -> None:
+        """Wind the pump down in this thread."""
+        with self._machine.running():
+            pump.pump_end(self._tables.address, int(CLOSE_TIMEOUT_S * 1e9))
+        if self.in_flight:
+            self.pool.retire()
+        self._pump.close_ring()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class _Pump:
+    """What the pump's threads hold: not the reader, so that a reader that nobody holds any more can end them."""
+
+    def __init__(self, tables: Tables, plan: Plan, pool: Pool, natives: PumpNatives | None, copiers: int) -> None:
+        self.tables = tables
+        self.plan = plan
+        self.pool = pool
+        self.natives = natives
+        self.copiers = copiers
+        self.error: BaseException | None = None
+        self.cached_rung = Rung.PREAD
+        self._ring: Ring | None = None
+        self._threads: list[threading.Thread] = []
+        self._pid = os.getpid()
+
+    def start(self) -> None:
+        assert self.natives is not None
+        names = [("vyre-pump", _pump_thread)] + [(f"vyre-copier-{n}", _copier_thread) for n in range(self.copiers)]
+        for name, target in names:
+            thread = threading.Thread(target=target, args=(self,), name=name, daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def stop(self, meanwhile: Callable[[], Any] | None = None) -> None:
+        """Ask the threads to end and join them. ``meanwhile`` is called while they have not."""
+        assert self.natives is not None
+        words = self.tables.words
+        words[f.P_STOP // 8] = words[f.P_STOP // 8] & ~0xFFFF_FFFF | 1
+        for thread in self._threads:
+            while thread.is_alive():
+                self.natives.ring_bell(self.tables.address)
+                if meanwhile is not None:
+                    meanwhile()
+                thread.join(0.002 if meanwhile is not None else _POLL_S)
+
+    def open_ring(self) -> None:
+        """Set the io_uring up in the thread that will drive it; another way in when it is refused now."""
+        plan, tables = self.plan, self.tables
+        if any(decision.rung.is_uring for decision in plan.files):
+            try:
+                self._ring = ring = Ring(RING_ENTRIES, kernel=plan.kernel)
+            except StreamError as error:
+                if plan.io != "auto":
+                    raise
+                plan.notes.append(f"preadv instead of io_uring: {error.message}")
+                for decision in plan.files:
+                    if decision.rung.is_uring:
+                        plan.demote(decision.file, Rung.PREAD, "io_uring refused when the stream began")
+                        tables.set_rung(decision.file, Rung.PREAD)
+                return
+            self.cached_rung = Rung.BUFFERED
+            tables.words[f.P_CACHED_RUNG // 8] = f.BUFFERED
+            for place, value in ring.places().items():
+                tables.words[place // 8] = value
+            if any(decision.rung is Rung.DIRECT_REGISTERED for decision in plan.files):
+                try:
+                    ring.register_buffers(self.pool.pieces())
+                except StreamError as error:
+                    for decision in plan.files:
+                        if decision.rung is Rung.DIRECT_REGISTERED:
+                            plan.demote(decision.file, Rung.DIRECT, error.message)
+                            tables.set_rung(decision.file, Rung.DIRECT)
+
+    def close_ring(self) -> None:
+        if self._ring is not None:
+            self._ring.close()
+
+
+def _pump_thread(state: _Pump) -> None:
+    """The pump: signals are the main thread's, the GIL nobody's once the ring is there."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    assert state.natives is not None
+    tables = state.tables
+    try:
+        state.open_ring()
+        state.natives.pump_loop(tables.address)
+        if tables.words[f.P_STATE // 8] & 0xFFFF_FFFF == f.DIRTY:
+            state.pool.retire()
+        state.close_ring()
+    except BaseException as error:
+        state.error = error
+        tables.words[f.P_STATE // 8] = f.ENDED
+        state.natives.ring_bell(tables.address)
+
+
+def _copier_thread(state: _Pump) -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    assert state.natives is not None
+    state.natives.copier_loop(state.tables.address)

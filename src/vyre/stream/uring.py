@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from typing import Final, Self
 
 from vyre.errors import StreamError
+from vyre.stream import frames
 from vyre.stream.forking import generation, not_inherited
 from vyre.stream.syscalls import KERNEL, Kernel
 
@@ -144,6 +145,21 @@ class Ring:
             raise refused("registering buffers", -result, sum(length for _, length in buffers))
         self.registered = len(buffers)
 
+    def places(self) -> dict[int, int]:
+        """Addresses of the two queues, by the words of the pump's block that take them (frames.py)."""
+        base, sqes = address_of(self._rings_map), address_of(self._sqes_map)
+        return {
+            frames.P_URING: self.fd,
+            frames.P_SQ_HEAD: base + 4 * self._sq_head,
+            frames.P_SQ_TAIL: base + 4 * self._sq_tail,
+            frames.P_SQ_MASK: self._sq_mask,
+            frames.P_SQES: sqes,
+            frames.P_CQ_HEAD: base + 4 * self._cq_head,
+            frames.P_CQ_TAIL: base + 4 * self._cq_tail,
+            frames.P_CQ_MASK: self._cq_mask,
+            frames.P_CQES: base + self._cqes,
+        }
+
     def room(self) -> int:
         """Entries that can be queued before the next ``submit``."""
         queued: int = (self._tail - self._words[self._sq_head]) & 0xFFFF_FFFF
@@ -249,6 +265,14 @@ class Ring:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def address_of(mapping: mmap.mmap) -> int:
+    """Where a mapping lies."""
+    found = ctypes.c_char.from_buffer(mapping)
+    address = ctypes.addressof(found)
+    del found
+    return address
 
 
 def available(kernel: Kernel = KERNEL) -> str | None:
