@@ -177,8 +177,8 @@ def infer_types(arrays: Mapping[str, object]) -> dict[str, MemType]:
         dtype = getattr(value, "dtype", type(value))
         memory = _BY_DTYPE.get(dtype)
         if memory is None:
-            spelling = getattr(dtype, "name", None) or getattr(dtype, "__name__", None)
-            memory = SPELLINGS.get(str(spelling))
+            spelling = getattr(dtype, "name", None) or getattr(dtype, "__name__", None) or dtype
+            memory = SPELLINGS.get(str(spelling).lower())  # Float32 is Polars'
             if memory is None or getattr(dtype, "isnative", True) is False:
                 raise CompileError(
                     f"argument {name!r} has dtype {dtype}, which is not a type of vyre",

@@ -18,6 +18,7 @@ from vyre.engines.device_array import DeviceArray, is_on_device
 from vyre.errors import BindError
 from vyre.program.ir import Param, Program, Stream, Table
 from vyre.program.opcodes import Access, MemType
+from vyre.stream.arrow_memory import Chunked, is_series, series_of
 from vyre.stream.formats import memtype_of, numpy_dtype
 
 _INTEGERS: Final[dict[MemType, tuple[int, int]]] = {
@@ -99,6 +100,8 @@ def as_input(stream: Stream, value: object, notes: list[str]) -> NDArray[Any]:
     want = numpy_dtype(stream.dtype)
     if type(value) is np.ndarray:
         a: NDArray[Any] = value
+    elif isinstance(value, Chunked) or is_series(value):
+        a = _joined(stream.name, value, notes)
     else:
         a = _array_of("input", stream.name, value, stream.dtype)
     if a.dtype is not want and a.dtype != want:
@@ -106,6 +109,16 @@ def as_input(stream: Stream, value: object, notes: list[str]) -> NDArray[Any]:
     if not a.flags.c_contiguous or not a.flags.aligned:
         notes.append(f"input {stream.name}: {a.nbytes:,} bytes copied once, because it is strided or not aligned")
         a = np.array(a, order="C", copy=True)
+    return a
+
+
+def _joined(name: str, value: object, notes: list[str]) -> NDArray[Any]:
+    """The column of a table or series of Arrow's as one array: where it is, unless it is in several chunks."""
+    chunked = value if isinstance(value, Chunked) else series_of(name, value)
+    a = chunked.joined()
+    notes.extend(chunked.notes)
+    if len(chunked.arrays) > 1:
+        notes.append(f"input {name}: {a.nbytes:,} bytes copied once, because it is in {len(chunked.arrays)} chunks")
     return a
 
 

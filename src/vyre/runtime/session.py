@@ -38,6 +38,7 @@ from vyre.runtime.operands import (
 from vyre.runtime.programs import ProgramLike, verified_of
 from vyre.runtime.result import Facts, Result
 from vyre.runtime.tickets import Ticket, raise_for
+from vyre.stream.arrow_memory import Chunked, columns_of, is_series, is_table, series_of
 from vyre.stream.formats import Column, numpy_dtype
 from vyre.stream.source import Source, has_names
 
@@ -365,7 +366,7 @@ class Session:
                 with self._stream(loaded, named, chunk, io, progress, inputs) as stream:
                     return stream.run_to_end(out, on_fault, timeout_s)
             named = with_inputs(loaded, inputs, named)
-        if any_in_files(loaded, named):
+        if any_in_files(loaded, named) or (out is None and any_in_chunks(loaded, named)):
             if elements is not None:
                 raise BindError(f"elements={elements} given, but files say themselves how many", fix="leave it out")
             with self._stream(loaded, named, chunk, io, progress) as stream:
@@ -779,6 +780,8 @@ def with_inputs(loaded: Loaded, inputs: Any, named: Mapping[str, Any]) -> dict[s
             raise BindError(f"{both[0]} is given twice, in the mapping and by name")
         return {**inputs, **named}
     streams = loaded.program.inputs
+    if is_table(inputs):
+        return {**columns_of(inputs, [stream.name for stream in streams if stream.name not in named]), **named}
     if len(streams) > 1 and (isinstance(inputs, str) or hasattr(inputs, "__fspath__")):
         column = Column(inputs)
         if has_names(column):
@@ -807,6 +810,19 @@ def any_in_files(loaded: Loaded, named: Mapping[str, Any]) -> bool:
             and value
             and all(isinstance(v, str) or hasattr(v, "__fspath__") for v in value)
         ):
+            return True
+    return False
+
+
+def any_in_chunks(loaded: Loaded, named: Mapping[str, Any]) -> bool:
+    """True when some input is a column in several arrays, which a stream reads where they are."""
+    for stream in loaded.program.inputs:
+        value = named.get(stream.name)
+        if type(value) is np.ndarray:
+            continue
+        if is_series(value):
+            value = series_of(stream.name, value)
+        if isinstance(value, Chunked) and len(value.arrays) > 1:
             return True
     return False
 

@@ -24,6 +24,7 @@ from vyre.ring.layout import OperandKind
 from vyre.runtime.operands import as_input, as_table
 from vyre.runtime.result import Report, Result
 from vyre.runtime.tickets import raise_for
+from vyre.stream.arrow_memory import Chunked, is_series, series_of
 from vyre.stream.formats import Column, numpy_dtype
 from vyre.stream.plan import Plan
 from vyre.stream.pool import DEFAULT_POOL_BYTES, Pool
@@ -217,7 +218,9 @@ class Stream:
                 raise BindError(f"program {program.name}: input {stream.name} ({stream.dtype.name}) is missing")
             value = named[stream.name]
             is_list = isinstance(value, (list, tuple)) and len(value) > 0 and isinstance(value[0], (str, os.PathLike))
-            if not (is_list or isinstance(value, (str, Column)) or hasattr(value, "__fspath__")):
+            if is_series(value):
+                value = series_of(stream.name, value)
+            if not (is_list or isinstance(value, (str, Column, Chunked)) or hasattr(value, "__fspath__")):
                 value = as_input(stream, value, self.report.notes).reshape(-1)
             spec[stream.name] = value
         return open_columns(spec, {s.name: s.dtype for s in program.inputs})

@@ -24,6 +24,7 @@ from vyre.program.opcodes import MemType
 from vyre.stream.arrow import SUFFIXES
 from vyre.stream.arrow_file import MAGIC as ARROW_MAGIC
 from vyre.stream.arrow_file import find_column
+from vyre.stream.arrow_memory import Chunked
 from vyre.stream.formats import (
     NPY_MAGIC,
     Column,
@@ -38,7 +39,7 @@ TILE: Final = 1_024  # decision 1: chunks start and, but for the last, end at a 
 COLD_CHUNK_BYTES: Final = 1 << 20  # of the widest column
 HOT_CHUNK_ELEMENTS: Final = 1 << 20  # one span of tiles: few slots, and every worker has its share of tiles
 
-ColumnSpec = PathLike | Sequence[PathLike] | Column | NDArray[Any]
+ColumnSpec = PathLike | Sequence[PathLike] | Column | NDArray[Any] | Chunked
 
 
 @dataclass(slots=True, eq=False)
@@ -325,7 +326,7 @@ def open_columns(spec: Mapping[str, ColumnSpec], declared: Mapping[str, MemType]
     """Open the columns of a stream and check them against the program's inputs and each other.
 
     Args:
-        spec: for each input a path, several paths (one stream in this order), a Column, or an array in memory.
+        spec: for each input a path, several paths (one stream in this order), a Column, an array in memory, or several.
         declared: the program's inputs, in order.
     Raises:
         BindError: unknown or missing names, element types that differ, unequal lengths.
@@ -343,8 +344,8 @@ def open_columns(spec: Mapping[str, ColumnSpec], declared: Mapping[str, MemType]
     with contextlib.ExitStack() as undo:
         for name, dtype in declared.items():
             what = spec[name]
-            if isinstance(what, np.ndarray):
-                strips[name] = _open_array(name, what, dtype, notes)
+            if isinstance(what, (np.ndarray, Chunked)):
+                strips[name] = _open_arrays(name, what, dtype, notes)
                 takes[name] = Take(name, 0, dtype)
             else:
                 column = what if isinstance(what, Column) else Column(what)
@@ -420,16 +421,26 @@ def _check_type(what: str, found: MemType, dtype: MemType, cast: str) -> None:
         raise BindError(f"{what} has elements of type {found.name}, but the input is declared {dtype.name}", fix=cast)
 
 
-def _open_array(name: str, array: NDArray[Any], dtype: MemType, notes: list[str]) -> Strip:
-    found = memtype_of(array.dtype)
-    cast = f"{name}.astype(np.{numpy_dtype(dtype).name})"
-    if found is None:
-        raise BindError(f"array {name!r} has elements of type {array.dtype}, which memory cannot hold", fix=cast)
-    _check_type(f"array {name!r}", found, dtype, cast)
-    if not array.flags.c_contiguous:
-        notes.append(f"{name}: copied once, because the array is strided")
-    flat = np.ascontiguousarray(array).reshape(-1)
-    return Strip(dtype.size, dtype.size, [Segment(0, flat.size, array=flat)])
+def _open_arrays(name: str, given: NDArray[Any] | Chunked, dtype: MemType, notes: list[str]) -> Strip:
+    strip, first = Strip(dtype.size, dtype.size), 0
+    arrays = [given] if isinstance(given, np.ndarray) else given.arrays
+    for array in arrays:
+        found = memtype_of(array.dtype)
+        cast = f"{name}.astype(np.{numpy_dtype(dtype).name})"
+        if not isinstance(given, np.ndarray):
+            cast = (
+                f"cast the column: column.cast(...) of pyarrow, or .cast(...) of Polars, to {numpy_dtype(dtype).name}"
+            )
+        if found is None:
+            raise BindError(f"array {name!r} has elements of type {array.dtype}, which memory cannot hold", fix=cast)
+        _check_type(f"array {name!r}", found, dtype, cast)
+        if not array.flags.c_contiguous:
+            notes.append(f"{name}: copied once, because the array is strided")
+        flat = np.ascontiguousarray(array).reshape(-1)
+        strip.segments.append(Segment(first, flat.size, array=flat))
+        first += flat.size
+    notes.extend(given.notes if isinstance(given, Chunked) else [])
+    return strip
 
 
 def _open_files(
