@@ -352,3 +352,18 @@ def _time(call):
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
+
+
+def test_declarations_that_were_verified_once_are_verified_again_when_they_can_have_changed():
+    good = next(program for program in PROGRAMS if program.inputs and program.instructions > 3)
+    verify(good)
+    verify(replace(good, name="again"))
+    with pytest.raises(VerifyError):
+        verify(replace(good, inputs=(good.inputs[0]._replace(name="not a name"), *good.inputs[1:])))
+    with pytest.raises(VerifyError):
+        verify(replace(good, inputs=tuple(Stream(s.name, int(s.dtype)) for s in good.inputs)))
+    lists = replace(good, inputs=list(good.inputs))
+    verify(lists)
+    lists.inputs[0] = Stream("not a name", lists.inputs[0].dtype)
+    with pytest.raises(VerifyError):
+        verify(replace(lists, name="again"))

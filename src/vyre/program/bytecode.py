@@ -31,6 +31,7 @@ from vyre.errors import BytecodeError
 from vyre.program.ir import Accumulator, Instr, Line, Param, Program, Stream, Table
 from vyre.program.opcodes import Access, AccKind, MemType, Type
 from vyre.program.show import printable
+from vyre.program.words import described_from, remember
 
 MAGIC: Final = b"VIR0"
 VERSION: Final = (0, 1)
@@ -177,6 +178,7 @@ def _whole(file: bytes) -> Program | None:
         _packed=file[at4:at5],
         _identity=digest,
     )
+    remember(program, described_from(program, file[at3:at4], registers))
     return program
 
 

@@ -27,7 +27,7 @@ from vyre.program.types import memory_type
 from vyre.program.words import P_CODE, P_CONSTANTS, P_INPUTS, P_PARAMS, P_REGISTERS, P_WORDS, remember
 
 _Native = Callable[[int, int, bytes, int, bytes], int]
-_Names = tuple[bytes, list[Any]]
+_Names = tuple[bytes, list[Any], dict[bytes, tuple[Any, ...]]]
 _TABLES: Final = 256  # tables of names that are kept
 
 _ROWS: Final = {
@@ -124,7 +124,7 @@ def _f64_bits(value: float) -> int:
 
 
 def _names(types: expression.Types, params: tuple[str, ...]) -> _Names | None:
-    """The table of names for native code, and the declaration of each; None where there are too many."""
+    """The table of names for native code, the declaration of each, and room for ``_chosen``; None where they are too many."""
     rows: list[tuple[bytes, int]] = []
     declared: list[Any] = []
     for name, what in types:
@@ -147,7 +147,7 @@ def _names(types: expression.Types, params: tuple[str, ...]) -> _Names | None:
     for name_bytes, info in rows:
         words += (int.from_bytes(name_bytes[:8], "little"), len(name_bytes), info, rest)
         rest += len(name_bytes)
-    return struct.pack(f"<{len(words)}Q", *words) + b"".join(name for name, _ in rows), declared
+    return struct.pack(f"<{len(words)}Q", *words) + b"".join(name for name, _ in rows), declared, {}
 
 
 class Reader:
@@ -181,30 +181,43 @@ class Reader:
             memory = _workspace()
         program = None
         if self._native(memory[1], _facts_address(), text.encode(), len(text), names[0]):
-            program = self._program(memory[2], names[1], name, fuel)
+            program = _program(memory[2], names, name, fuel)
         self._workspaces.append(memory)
         return program
 
-    def _program(self, words: memoryview, declared: list[Any], name: str, fuel: int) -> Program:
-        """What native code left, as a program."""
-        n_code, n_constants, n_inputs, _, _, _, _, n_params, n_registers = words[_COUNTS].tolist()
-        at = _FIRST + n_constants
-        last = at + n_inputs + 1 + n_params + n_registers
-        program = Program.__new__(Program)
-        # As the dataclass would do, which being frozen takes a call for each field.
-        program.__dict__.update(
-            name=name,
-            inputs=tuple([declared[i] for i in words[_INPUTS : _INPUTS + n_inputs]]),
-            outputs=_OUTPUTS[words[_KIND]],
-            params=tuple([declared[i] for i in words[_PARAMS : _PARAMS + n_params]]) if n_params else (),
-            tables=(), accumulators=(), emits=(),
-            registers=tuple([_TYPES[t] for t in words[last - n_registers : last]]),
-            constants=tuple(words[_FIRST:at]),
-            fuel=fuel, source="", lines=(),
-            _packed=words[_CODE : _CODE + n_code].tobytes(),
-        )  # fmt: skip
-        remember(program, words[_START:last].tobytes())
-        return program
+
+def _program(words: memoryview, names: _Names, name: str, fuel: int) -> Program:
+    """What native code left, as a program."""
+    n_code, n_constants, n_inputs, _, _, _, _, n_params, n_registers = words[_COUNTS].tolist()
+    at = _FIRST + n_constants
+    last = at + n_inputs + 1 + n_params + n_registers
+    program = Program.__new__(Program)
+    # As the dataclass would do, which being frozen takes a call for each field.
+    program.__dict__.update(
+        name=name,
+        inputs=_chosen(names, words[_INPUTS : _INPUTS + n_inputs]),
+        outputs=_OUTPUTS[words[_KIND]],
+        params=_chosen(names, words[_PARAMS : _PARAMS + n_params]) if n_params else (),
+        tables=(), accumulators=(), emits=(),
+        registers=tuple([_TYPES[t] for t in words[last - n_registers : last]]),
+        constants=tuple(words[_FIRST:at]),
+        fuel=fuel, source="", lines=(),
+        _packed=words[_CODE : _CODE + n_code].tobytes(),
+    )  # fmt: skip
+    remember(program, words[_START:last].tobytes())
+    return program
+
+
+def _chosen(names: _Names, numbers: memoryview) -> tuple[Any, ...]:
+    """The declarations of these names: the same object each time, so that they are verified once."""
+    _, declared, made = names
+    key = numbers.tobytes()
+    found = made.get(key)
+    if found is None:
+        if len(made) >= _TABLES:
+            made.clear()
+        found = made[key] = tuple([declared[i] for i in numbers])
+    return found
 
 
 _START: Final = f.A_WORDS // 8

@@ -15,7 +15,7 @@ from typing import Any, Final, NoReturn
 
 from vyre.errors import VerifyError
 from vyre.program import bytecode
-from vyre.program.ir import Instr, Program
+from vyre.program.ir import Accumulator, Instr, Param, Program, Stream, Table
 from vyre.program.opcodes import (
     MAX_BLOCK_DEPTH,
     MAX_CODE,
@@ -229,18 +229,46 @@ def check_declarations(program: Program) -> None:
     Raises:
         VerifyError: see verify().
     """
-    inputs, outputs, params = program.inputs, program.outputs, program.params
-    tables, accumulators, emits = program.tables, program.accumulators, program.emits
+    registers, constants = program.registers, program.constants
     fine = (
-        len(program.registers) <= MAX_REGISTERS
+        len(registers) <= MAX_REGISTERS
         and program.instructions <= MAX_CODE
-        and len(program.constants) <= MAX_CONSTANTS
+        and len(constants) <= MAX_CONSTANTS
         and 0 < program.fuel < 1 << 32
-        and len(inputs) <= MAX_OPERANDS >= len(outputs)
-        and (not program.registers or set(map(type, program.registers)) == _TYPE_CLASS)
-        and (not program.constants or (min(program.constants) >= 0 and max(program.constants) < 1 << 64))
+        and _is_name(program.name)
+        and (not registers or set(map(type, registers)) == _TYPE_CLASS)
+        and (not constants or (min(constants) >= 0 and max(constants) < 1 << 64))
     )
-    names = [program.name]
+    declared = (
+        program.inputs, program.outputs, program.params, program.tables, program.accumulators, program.emits
+    )  # fmt: skip
+    seen = tuple(map(id, declared))
+    if seen not in _known:
+        fine = fine and _keep_the_rules(*declared)
+        if fine and all(type(entries) is tuple for entries in declared):
+            entries = [entry for kind in declared for entry in kind]
+            if set(map(type, entries)) <= _ENTRY_CLASSES and {type(entry.name) for entry in entries} <= {str}:
+                if len(_known) >= _KNOWN_MAX:
+                    _known.clear()
+                _known[seen] = declared
+    if program.lines:
+        before, end = -1, program.instructions
+        for pc, line in program.lines:
+            fine = fine and before < pc < end and 0 < line < 1 << 32
+            before = pc
+    if not fine:
+        from vyre.program.refusal import refuse_declarations
+
+        raise refuse_declarations(program)
+
+
+def _keep_the_rules(
+    inputs: tuple[Stream, ...], outputs: tuple[Stream, ...], params: tuple[Param, ...], tables: tuple[Table, ...],
+    accumulators: tuple[Accumulator, ...], emits: tuple[Stream, ...],
+) -> bool:  # fmt: skip
+    """Whether these declarations do."""
+    fine = len(inputs) <= MAX_OPERANDS >= len(outputs)
+    names = []
     for stream in (*inputs, *outputs, *emits):
         names.append(stream.name)
         fine = fine and type(stream.dtype) is MemType
@@ -269,19 +297,18 @@ def check_declarations(program: Program) -> None:
             fine = fine and type(acc.dtype) is MemType and type(acc.kind) is AccKind
             fine = fine and acc.dtype in ACC_TYPES[acc.kind]
             fine = fine and (1 <= acc.bins <= MAX_HISTOGRAM_BINS if acc.kind is AccKind.histogram else acc.bins == 0)
-    for name in names:
-        fine = fine and name.isidentifier() and len(name) <= 255
-    if program.lines:
-        before, end = -1, program.instructions
-        for pc, line in program.lines:
-            fine = fine and before < pc < end and 0 < line < 1 << 32
-            before = pc
-    if not fine:
-        from vyre.program.refusal import refuse_declarations
-
-        raise refuse_declarations(program)
+    return fine and all(map(_is_name, names))
 
 
+def _is_name(name: str) -> bool:
+    return name.isidentifier() and len(name) <= 255
+
+
+_KNOWN_MAX: Final = 1_024
+_known: Final[dict[tuple[int, ...], tuple[object, ...]]] = {}
+"""Declarations that keep the rules, by identity: they are immutable, and kept, so that nothing else can have it. Readers
+give programs with the same declarations the same objects. Cleared when full."""
+_ENTRY_CLASSES: Final = {Stream, Param, Table, Accumulator}
 _TYPE_CLASS: Final = {Type}
 _INSTR_CLASS: Final = {Instr}
 

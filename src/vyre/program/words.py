@@ -62,6 +62,18 @@ def described(program: Program) -> bytes:
     return found
 
 
+def described_from(program: Program, constants: bytes, registers: bytes) -> bytes:
+    """``described`` of a program whose constants and registers are at hand as a file holds them."""
+    if program.tables or program.emits or program.accumulators or program.params:
+        return described(program)
+    inputs, outputs = program.inputs, program.outputs
+    counts = _words(9)(
+        len(program.packed) // 8, len(constants) // 8, len(inputs), len(outputs), 0, 0, 0, 0, len(registers)
+    )
+    rest = _words(len(inputs) + len(outputs) + len(registers))
+    return b"".join((counts, constants, rest(*map(_dtype, inputs), *map(_dtype, outputs), *registers)))
+
+
 def remember(program: Program, words: bytes) -> None:
     """Say what ``described`` will give, from who has those words already."""
     global _last

@@ -87,6 +87,7 @@ class Lowering:
         self._addresses = addresses
         self._known = -1
         self._table = array("Q")
+        self._rules = rules_table().buffer_info()[0]
         self._workspaces: list[tuple[ctypes.Array[ctypes.c_char], int, memoryview]] = []
         self._natives = _compiled(store)  # type: ignore[arg-type]  # a store hashes by itself
         if self._natives is not None:
@@ -99,34 +100,38 @@ class Lowering:
         try:
             if code is not None and set(map(type, code)) != _INSTR_CLASS:
                 return False
-            return bool(self._call(0, program)[0])
+            words, packed = described(program), program.packed
         except (struct.error, TypeError):  # a number that has no room: the verifier says where
             return False
-
-    def lower(self, program: Program) -> Form | None:
-        """Prologue, body, scratch slots, no fuel; None when the program is not one for ``straight``."""
-        return self._call(1, program)[1] if self._natives is not None else None
-
-    def _call(self, which: int, program: Program) -> tuple[int, Form | None]:
-        """What a native function answers, and the tile form that it left."""
-        if len(self._addresses) != self._known:
-            self._refresh()
-        words = described(program)
+        assert self._natives is not None
         try:
             memory = self._workspaces.pop()
         except IndexError:
             memory = _workspace()
-        table = self._table if which else rules_table()
-        assert self._natives is not None
-        found = self._natives[which](memory[1], table.buffer_info()[0], program.packed, words)
+        fine = bool(self._natives[0](memory[1], self._rules, packed, words))
+        self._workspaces.append(memory)
+        return fine
+
+    def lower(self, program: Program) -> Form | None:
+        """Prologue, body and what else a tile form has; None when the program is not one for ``straight``."""
+        if self._natives is None:
+            return None
+        if len(self._addresses) != self._known:
+            self._refresh()
+        try:
+            memory = self._workspaces.pop()
+        except IndexError:
+            memory = _workspace()
+        table = self._table
+        found = self._natives[1](memory[1], table.buffer_info()[0], program.packed, described(program))
         form = None
-        if found and which:
+        if found:
             bodies = memory[2]
             split = _BEFORE - 64 * (found >> 16 & 0xFFFF)
             body = bytes(bodies[_BEFORE : _BEFORE + 64 * (found & 0xFFFF)])
             form = bytes(bodies[split:_BEFORE]), body, found >> 32 & 0x7FFF_FFFF, False, True, bool(found >> 63)
         self._workspaces.append(memory)
-        return found, form
+        return form
 
     def _refresh(self) -> None:
         """The table with the addresses there are now. A new array: another thread may be reading the old one."""
