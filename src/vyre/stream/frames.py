@@ -49,27 +49,27 @@ from vyre.ring.layout import RECORD_BYTES
 
 # --- frame states -----------------------------------------------------------------------------------------------------
 FREE: Final = 0  # the pump's: nothing is in it
-LOADING: Final = 1  # the pump's: reads are out
-LOADED: Final = 2  # the pump's: to be published once the ring has room
-PUBLISHED: Final = 3  # the engine's
-DONE: Final = 4  # the consumer's: F_RECORD says how it went
-FULL: Final = 5  # the consumer's: descriptors name memory that is filled
-FAILED: Final = 6  # the consumer's: F_ERROR says why
-RETURNED: Final = 7  # the pump's again
-assert min(DONE, FULL, FAILED) == DONE > PUBLISHED, "a consumer waits for a state >= DONE"
+RETURNED: Final = 1  # the pump's: the consumer has given it back
+LOADING: Final = 2  # the pump's: reads are out
+LOADED: Final = 3  # the pump's: to be published once the ring has room
+PUBLISHED: Final = 4  # the engine's
+DONE: Final = 5  # the consumer's: F_RECORD says how it went
+FULL: Final = 6  # the consumer's: descriptors name memory that is filled
+FAILED: Final = 7  # the consumer's: F_ERROR says why
+assert min(DONE, FULL, FAILED) == DONE > max(RETURNED, PUBLISHED), "a consumer waits for a state >= DONE"
 
 # --- what the pump does with a full chunk -----------------------------------------------------------------------------
 SIGNAL: Final = 0
 PUBLISH: Final = 1
 
-# --- ways in, as numbers; plan.Rung has the words in this order ---------------------------------------------------------
+# --- ways in, as numbers ------------------------------------------------------------------------------------------------
 DIRECT_REGISTERED: Final = 0
 DIRECT: Final = 1
 BUFFERED: Final = 2
 PREAD: Final = 3
 HOT: Final = 4
 MEMORY: Final = 5
-RUNGS: Final = 6
+RUNGS: Final = 6  # tables.py says which of plan.Rung they are
 NONE: Final = 0xFFFF_FFFF_FFFF_FFFF
 
 # --- pump block: constants, written before the pump starts --------------------------------------------------------------

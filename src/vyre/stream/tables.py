@@ -20,10 +20,16 @@ from vyre.stream.source import File, Piece, Run, Source
 READ_BYTES_MAX: Final = 4 << 20  # a longer piece is read in parts, several at once
 OUTSTANDING_MAX: Final = 64  # frames of a consumer who is only told: bounds chunks when no memory does
 RUNS_AT_ONCE: Final = 256  # what is laid out before the pump starts; the rest while it reads
-NUMBER_OF: Final = {rung: number for number, rung in enumerate(Rung)}
-RUNG_OF: Final = tuple(Rung)
-assert RUNG_OF[f.PREAD] is Rung.PREAD
-assert len(RUNG_OF) == f.RUNGS
+NUMBER_OF: Final = {
+    Rung.DIRECT_REGISTERED: f.DIRECT_REGISTERED,
+    Rung.DIRECT: f.DIRECT,
+    Rung.BUFFERED: f.BUFFERED,
+    Rung.PREAD: f.PREAD,
+    Rung.HOT: f.HOT,
+    Rung.MEMORY: f.MEMORY,
+}
+RUNG_OF: Final = tuple(NUMBER_OF)
+assert tuple(NUMBER_OF.values()) == tuple(range(f.RUNGS)), "RUNG_OF is indexed by number"
 
 
 class FramePlace(NamedTuple):
