@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from vyre.engines.cpu.cores import available_cores
+from vyre.cores import available_cores
 from vyre.errors import BindError
 from vyre.geometry import DispatchConfig, MegakernelLaunchGeometry
 from vyre.runtime.batches import slots_of

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from vyre.cores import available_cores
 from vyre.engines.cpu import state
 from vyre.engines.cpu.abi import (
     CTX_ACCS,
@@ -36,7 +37,6 @@ from vyre.engines.cpu.abi import (
     SCRATCH_SLOTS,
     SCRATCH_STRIDE,
 )
-from vyre.engines.cpu.cores import available_cores
 from vyre.engines.cpu.image import Image
 from vyre.errors import ArenaFull, EngineUnavailable, ProgramError, SessionClosed
 from vyre.kept import kept_ir
