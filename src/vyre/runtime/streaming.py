@@ -194,8 +194,20 @@ class Stream:
         self._ring: Any = None
         self._give_up: float | None = None
         self._pid = os.getpid()
+        self.plan: Plan
+        self._gpu: Any = None  # an engine that has a way of its own for chunks
+        self._folds = True  # parts are seen by themselves, not only their totals
         self._pool = Pool(session.pool_bytes or DEFAULT_POOL_BYTES)
         try:
+            open_chunks = getattr(session.engine, "open_chunks", None)
+            if open_chunks is not None:
+                self._gpu = open_chunks(
+                    loaded.opcode, self.source, io=io, chunk_elements=chunk, pool_bytes=session.pool_bytes,
+                    tables=self._tables, params=self._params,
+                )  # fmt: skip
+                self.plan = self._gpu.plan
+                self.report.notes += self.plan.explain().splitlines()
+                return
             self.plan = Plan.choose(self.source, self._pool, io=io, chunk_elements=chunk)  # type: ignore[arg-type]
             self.report.notes = self.plan.explain().splitlines()
             self._reader = Reader(self.source, self.plan, self._pool, natives=_pump_of(session.engine))
@@ -271,6 +283,8 @@ class Stream:
             raise StopIteration
         if self.session.closed:
             raise self.session._closed_error()
+        if self._gpu is not None:
+            return self._take_from_gpu()
         while self._next not in self._finished:
             if self.session.closed:
                 raise self.session._closed_error()
@@ -293,6 +307,20 @@ class Stream:
         found = self._finished.pop(self._next)
         self._next += 1
         return found
+
+    def _take_from_gpu(self) -> tuple[Chunk, ItemResult]:
+        from vyre.runtime.session import described
+
+        def describe(fault: Fault, operands: Operands) -> Fault:
+            return described(fault, self._loaded, operands)
+
+        found = self._gpu.take(folded=self._folds, give_up=self._give_up, describe=describe)
+        if found is None:
+            raise StopIteration
+        if isinstance(found, StreamError):
+            raise found
+        chunk, part = found
+        return chunk, part
 
     def _feed(self) -> None:
         """Start reads, and hand chunks that have arrived to the engine, as far as memory allows."""
@@ -398,6 +426,10 @@ class Stream:
         if not report.first_result_s:
             report.first_result_s = report.seconds
         report.elements = self._done_elements
+        if self._gpu is not None:
+            report.bytes_by_way = self._gpu.bytes_by_way()
+            report.copies = {"fields taken out of rows": self._gpu.copied} if self._gpu.copied else {}
+            return
         report.bytes_by_way = self._reader.report()
         copies = {"fields taken out of rows": self._rows.copied, "joined at the ends of arrays": self._reader.copied}
         report.copies = {what: count for what, count in copies.items() if count}
@@ -421,6 +453,7 @@ class Stream:
             WaitTimeout: it was not at its end in time.
         """
         self._give_up = None if timeout_s is None else time.monotonic() + timeout_s
+        self._folds = False
         program = self._loaded.program
         results = (*program.outputs, *program.emits)
         paths = self._paths(out)
@@ -493,6 +526,8 @@ class Stream:
         self._closed = True
         if os.getpid() != self._pid:  # a forked child: nothing of this is its own
             return
+        if self._gpu is not None:
+            self._gpu.close()
         for item, _, _ in self._items.values():
             item.cancel()
         for item, _, _ in self._items.values():

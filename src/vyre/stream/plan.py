@@ -43,6 +43,9 @@ class Rung(Enum):
     PREAD = "preadv page cache"
     HOT = "worker page cache"
     MEMORY = "in memory"
+    # A GPU's own, which the pump does not know:
+    COPIED = "preadv threads page cache"  # into memory that a GPU reads
+    MAPPED = "mapped, read in place"  # by a GPU, out of the page cache
 
     def __init__(self, words: str) -> None:
         self.is_direct = "O_DIRECT" in words  # around the page cache

@@ -135,6 +135,11 @@ class Pool:
             self._free = [[] for _ in self._free]
             self.bytes = self.lent = 0
 
+    @property
+    def retired(self) -> bool:
+        """Whether memory of it was retired."""
+        return self._retired > 0
+
     def close(self) -> None:
         """Unmap. No read may be in flight. A mapping with a view alive goes when that view goes."""
         if self._generation != generation():

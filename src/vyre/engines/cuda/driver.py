@@ -10,7 +10,7 @@ import ctypes
 import os
 from typing import Any, Final
 
-from vyre.errors import DeviceLost, EngineUnavailable
+from vyre.errors import DeviceLost, EngineUnavailable, StreamError
 
 FIX_PACKAGES: Final = (
     'pip install "vyre-runtime[cuda13]" (driver 580 or later) or "vyre-runtime[cuda12]" (driver 525 or later)'
@@ -74,6 +74,7 @@ class Device:
         non_blocking = int(cu.CUstream_flags.CU_STREAM_NON_BLOCKING)
         self.stream = self.call("make a stream", cu.cuStreamCreate(non_blocking))
         self.copies = self.call("make a stream", cu.cuStreamCreate(non_blocking))
+        self._registered: dict[int, int] = {}
         self.pid = os.getpid()
 
     def call(self, what: str, answer: Any) -> Any:
@@ -112,6 +113,30 @@ class Device:
 
     def free_pinned(self, host: int) -> None:
         self.cu.cuMemFreeHost(host)
+
+    def register(self, address: int, size: int, *, read_only: bool = False) -> int:
+        """Pin memory that somebody else mapped, so that the kernel reads it where it lies. Its device address.
+
+        Args:
+            address, size: whole pages, at most 1 GiB, that stay mapped until ``unregister``.
+            read_only: the kernel never writes there. Without it the driver refuses mappings that cannot be written and
+                shared ones of a file on a disk.
+        Raises:
+            StreamError: the driver refuses. Nothing is registered.
+        """
+        self.enter()
+        flags = 0x1 | 0x2 | (0x8 if read_only else 0)  # portable, device map, read only
+        status = self.cu.cuMemHostRegister(address, size, flags)[0]
+        if int(status) != 0:
+            raise StreamError(f"CUDA does not register {size:,} bytes of memory: {status.name}")
+        self._registered[address] = size
+        return int(self.call("map registered memory", self.cu.cuMemHostGetDevicePointer(address, 0)))
+
+    def unregister(self, address: int) -> None:
+        """Unpin. The kernel reads nothing of it any more. May wait for the stay to end."""
+        if self._registered.pop(address, None) is not None:
+            self.enter()
+            self.call("unregister memory", self.cu.cuMemHostUnregister(address))
 
     def memory(self, size: int) -> int:
         """Zeroed device memory."""
@@ -182,6 +207,8 @@ class Device:
         if self.pid != os.getpid():
             return
         self.cu.cuStreamSynchronize(self.stream)
+        for address in list(self._registered):
+            self.unregister(address)
         if hasattr(self, "module"):
             self.cu.cuModuleUnload(self.module)
         self.cu.cuStreamDestroy(self.stream)

@@ -7,17 +7,21 @@ ring (residency).
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from vyre.engines.base import FileRange, ItemResult, Operands
 from vyre.engines.cuda.bindings import Binding
+from vyre.engines.cuda.chunks import ChunkStream
 from vyre.engines.cuda.engine import CudaEngine
+from vyre.engines.cuda.registered import RegisteredPools
 from vyre.engines.device_array import DeviceArray
 from vyre.errors import Fault, WaitTimeout
 from vyre.program.ir import Program
 from vyre.program.opcodes import FAULT_REASONS, FaultCode
+from vyre.stream.source import Source
 
 
 class CudaItem:
@@ -130,6 +134,14 @@ def _shrank(element: int) -> Fault:
 class SessionCudaEngine(CudaEngine):
     """The GPU engine with the verbs of vyre.engines.base.Engine."""
 
+    def __init__(self, device: int = 0, **options: Any) -> None:
+        super().__init__(device, **options)
+        self.pools = RegisteredPools(self.device)
+
+    def close(self) -> None:
+        super().close()
+        self.pools.close()
+
     def program(self, opcode: int) -> Program:
         """What was loaded at an opcode."""
         return self._programs[opcode].program
@@ -137,3 +149,24 @@ class SessionCudaEngine(CudaEngine):
     def item(self, opcode: int, operands: Operands, *, stream: object = None) -> CudaItem:
         """Operands for publishing; bound when it is started."""
         return CudaItem(self, opcode, operands)
+
+    def open_chunks(
+        self,
+        opcode: int,
+        source: Source,
+        *,
+        io: str,
+        chunk_elements: int | None,
+        pool_bytes: int | None,
+        tables: Sequence[Any],
+        params: Sequence[int],
+    ) -> ChunkStream:
+        """The chunks of a source through a program: see ``ChunkStream``. The source stays the caller's."""
+        from vyre.engines.cuda.ways import open_feed
+
+        feed = open_feed(self, self.program(opcode), source, io, chunk_elements, pool_bytes)
+        try:
+            return ChunkStream(self, opcode, feed, tables, params)
+        except BaseException:
+            feed.close()
+            raise

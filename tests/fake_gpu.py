@@ -1,0 +1,238 @@
+"""A GPU at the driver's edge: memory of the host, and a kernel that is a Python thread.
+
+It reads the same words that the real kernel reads (slots, tail, updates, bindings in its own copy of the arena) and
+interprets with the reference engine, one tile after the other. So everything on the host's side of the bus runs as it is.
+It shows nothing about the kernel, its timing or its memory order.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import threading
+import time
+from typing import Any
+
+import numpy as np
+
+from vyre.engines.cuda import abi
+from vyre.engines.cuda import engine as engine_module
+from vyre.engines.cuda.items import SessionCudaEngine
+from vyre.engines.cuda.lower import _BITS, _INFINITY, _KEYS, NAN_KEYS
+from vyre.engines.reference import execute
+from vyre.errors import StreamError
+from vyre.program.opcodes import TILE, AccKind, FaultCode
+from vyre.ring.layout import NO_ELEMENT, NO_PC, RECORD_DTYPE, SLOT_DTYPE, Status
+from vyre.runtime.streaming import combine, identity_of
+
+STAY_S = 0.02
+
+
+def at(address: int, dtype: Any, count: int = 1) -> np.ndarray:
+    kind = np.dtype(dtype)
+    if not count:
+        return np.empty(0, kind)
+    return np.frombuffer((ctypes.c_ubyte * (count * kind.itemsize)).from_address(int(address)), kind)
+
+
+class FakeDevice:
+    """What vyre.engines.cuda.driver.Device offers, without a driver."""
+
+    name, arch, major, minor = "a fake GPU", 90, 9, 0
+    multiprocessors, shared_per_multiprocessor, shared_per_block, shared_reserved = 2, 233_472, 232_448, 1024
+
+    def __init__(self, index: int = 0) -> None:
+        self.pid, self.index, self.stream, self.copies = os.getpid(), index, 1, 2
+        self.engine: Any = None
+        self.mappings: dict[int, mmap.mmap] = {}
+        self.registered: dict[int, int] = {}
+        self.refuse_after: int | None = None  # registrations that still succeed
+        self.registrations = 0
+        self.pause_s = 0.0
+        self._stay: threading.Thread | None = None
+
+    def _map(self, size: int) -> int:
+        found = mmap.mmap(-1, max(size, 1))
+        address = int(np.frombuffer(found, np.uint8).ctypes.data)
+        self.mappings[address] = found
+        return address
+
+    def pinned(self, size: int) -> tuple[int, int]:
+        return (self._map(size),) * 2
+
+    def memory(self, size: int) -> int:
+        return self._map(size)
+
+    def free_pinned(self, host: int) -> None:
+        self.mappings.pop(host)
+
+    free = free_pinned
+
+    def register(self, address: int, size: int, *, read_only: bool = False) -> int:
+        assert address % 4096 == 0
+        assert all(address + size <= a or a + n <= address for a, n in self.registered.items()), "registered twice"
+        if self.refuse_after == 0:
+            raise StreamError(f"CUDA does not register {size:,} bytes of memory: CUDA_ERROR_OUT_OF_MEMORY")
+        if self.refuse_after:
+            self.refuse_after -= 1
+        self.registrations += 1
+        self.registered[address] = size
+        return address
+
+    def unregister(self, address: int) -> None:
+        self.registered.pop(address, None)
+
+    def load(self, cubin: bytes, entry: str, shared_bytes: int) -> None: ...
+
+    def occupancy(self, threads: int, shared_bytes: int) -> int:
+        return 1
+
+    def enter(self) -> None: ...
+
+    def relax_capture(self) -> None: ...
+
+    def wait_for(self, stream: int) -> None:
+        if stream == self.stream and self._stay is not None:
+            self._stay.join()
+
+    def is_done(self, stream: int) -> bool:
+        return True
+
+    def idle(self) -> bool:
+        return self._stay is None or not self._stay.is_alive()
+
+    def to_device(self, address: int, host: int, size: int) -> None:
+        ctypes.memmove(address, host, size)
+
+    def to_host(self, host: int, address: int, size: int) -> None:
+        ctypes.memmove(host, address, size)
+
+    def close(self) -> None:
+        self.registered.clear()
+
+    # --- the kernel -----------------------------------------------------------------------------------------------
+
+    def launch(self, blocks: int, threads: int, shared_bytes: int, parameters: int) -> None:
+        address = ctypes.c_uint64.from_address(parameters).value
+        launch = at(address, abi.LAUNCH)[0].copy()
+        before = self._stay
+        self._stay = threading.Thread(target=self._run, args=(launch, before), daemon=True)
+        self._stay.start()
+
+    def _run(self, launch: Any, before: threading.Thread | None) -> None:
+        if before is not None:
+            before.join()
+        control = at(launch["control"], abi.CONTROL)
+        engine = at(launch["engine"], abi.ENGINE)
+        capacity = 1 << int(launch["capacity_log2"])
+        slots = at(launch["slots"], SLOT_DTYPE, capacity)
+        records = at(launch["records"], RECORD_DTYPE, capacity)
+        updates = at(launch["updates"], np.uint64, abi.UPDATE_ENTRIES)
+        following, applied = int(engine["next"][0][0]), int(engine["next"][0][2])
+        since = time.monotonic()
+        while control["stop"][0] < launch["generation"] and time.monotonic() - since < STAY_S:
+            tail = min(int(control["tail"][0]), int(launch["limit"]))
+            if tail == following:
+                if launch["grace_ns"] == 0:
+                    break
+                time.sleep(0.0001)
+                continue
+            while applied < int(control["updates"][0]):
+                entry = int(updates[applied % abi.UPDATE_ENTRIES])
+                place, size = (entry & 0xFFFF_FFFF) * 16, (entry >> 32) * 16
+                ctypes.memmove(int(launch["arena"]) + place, int(launch["arena_host"]) + place, size)
+                applied += 1
+            control["applied"] = applied
+            slot = slots[following & (capacity - 1)].copy()
+            if self.pause_s:
+                time.sleep(self.pause_s)
+            fault = self._item(slot, int(launch["arena"])) if slot["opcode"] >= 0x1_0000 else None
+            record = records[following & (capacity - 1)]
+            record["opcode"] = slot["opcode"]
+            record["status"] = Status.DONE if fault is None else Status.FAULT
+            record["code"], record["pc"], record["element"] = fault or (0, NO_PC, NO_ELEMENT)
+            record["sequence_plus_1"] = following + 1
+            following += 1
+        engine["next"][0][0], engine["next"][0][2] = following, applied
+        control["final_tail"] = following
+        control["left"] = launch["generation"]
+
+    def _item(self, slot: Any, arena: int) -> tuple[int, int, int] | None:
+        program = self.engine.program(int(slot["opcode"]))
+        at_binding = arena + abi.UNIT * int(slot["binding"])
+        header = at(at_binding, abi.BINDING_HEADER)[0]
+        assert header["magic"] == abi.MAGIC_BINDING
+        assert header["opcode"] == slot["opcode"]
+        first = int(slot["first_low"]) | int(slot["first_high"]) << 32
+        count = int(slot["count_low"]) | int(slot["count_high"]) << 32
+        base, elements = int(header["base"]), int(header["elements"])
+        if first < base or first % TILE or first - base + count > elements:
+            return int(FaultCode.bad_binding), NO_PC, NO_ELEMENT
+        streams = (*program.inputs, *program.outputs)
+        number = len(streams) + len(program.tables) + len(program.emits) + len(program.accumulators)
+        operands = at(at_binding + abi.BINDING_HEADER.itemsize, abi.OPERAND, number)
+        params = at(
+            at_binding + abi.BINDING_HEADER.itemsize + abi.OPERAND.itemsize * number, np.uint64, len(program.params)
+        )
+
+        def array(i: int, stream: Any, n: int) -> np.ndarray:
+            return at(operands["address"][i], engine_module.NUMPY[stream.dtype], n)
+
+        inputs = [array(i, s, elements) for i, s in enumerate(program.inputs)]
+        outputs = [array(len(program.inputs) + i, s, elements) for i, s in enumerate(program.outputs)]
+        table_at = len(streams)
+        tables = [array(table_at + i, t, int(operands["extent"][table_at + i])) for i, t in enumerate(program.tables)]
+        emits = [array(table_at + len(tables) + i, s, elements) for i, s in enumerate(program.emits)]
+        sums = [i for i, a in enumerate(program.accumulators) if a.kind is AccKind.sum and a.dtype.name == "f64"]
+        tiles = int(header["tiles"])
+        tile_sums = at(header["tile_sums"], np.float64, len(sums) * tiles).reshape(len(sums), tiles)
+        emit_counts = at(header["emit_counts"], np.uint32, len(emits) * tiles).reshape(len(emits), tiles)
+        totals = [identity_of(a) for a in program.accumulators]
+        for start in range(0, count, TILE):
+            n, place = min(TILE, count - start), first - base + start
+            found = execute(program, [x[place : place + n] for x in inputs], params.tolist(), tables, first + start, n)
+            if found.fault is not None:
+                f = found.fault
+                return f.code, NO_PC if f.pc is None else f.pc, NO_ELEMENT if f.element is None else f.element
+            for mine, theirs in zip(outputs, found.outputs, strict=True):
+                mine[place : place + n] = theirs
+            for i, kept in enumerate(found.emits):
+                emits[i][place : place + len(kept)] = kept
+                emit_counts[i, place // TILE] = len(kept)
+            for i, acc in enumerate(program.accumulators):
+                if i in sums:
+                    tile_sums[sums.index(i), place // TILE] = found.tile_sums[i][0]
+                else:
+                    totals[i] = combine(acc, totals[i], found.accumulators[i])
+        bins = sum(a.bins for a in program.accumulators)
+        results = at(header["results"], np.uint64, len(totals) + bins)
+        bins_at = len(totals)
+        for i, acc in enumerate(program.accumulators):
+            if acc.kind is AccKind.histogram:
+                results[bins_at : bins_at + acc.bins] = totals[i].view(np.uint64)
+                bins_at += acc.bins
+            elif i not in sums:
+                word = int.from_bytes(np.asarray(totals[i]).tobytes().ljust(8, b"\0"), "little")
+                results[i] = _key(acc, word) if acc.kind in (AccKind.min, AccKind.max) else word
+        return None
+
+
+def _key(acc: Any, word: int) -> int:
+    bits = _BITS[acc.dtype]
+    if acc.dtype in _INFINITY:
+        value = np.frombuffer(word.to_bytes(8, "little"), engine_module.NUMPY[acc.dtype])[0]
+        if value != value:
+            return NAN_KEYS[acc.kind]
+        sign = 1 << bits - 1
+        return ~word & ((1 << bits) - 1) if word & sign else word ^ sign
+    return word ^ _KEYS[acc.dtype]
+
+
+def fake_engine(monkeypatch: Any, **options: Any) -> SessionCudaEngine:
+    """A session's GPU engine over a fake device."""
+    monkeypatch.setattr(engine_module, "Device", FakeDevice)
+    monkeypatch.setattr(engine_module, "compile_kernel", lambda *_: b"")
+    engine = SessionCudaEngine(**options)
+    engine.device.engine = engine  # type: ignore[attr-defined]
+    return engine
