@@ -158,6 +158,11 @@ class Result:
     @property
     def value(self) -> Any:
         """The only result, or the one named ``value``."""
+        found, program = self._item.outputs, self._program
+        if self._values is None and len(found) == 1 and not (program.accumulators or program.emits):
+            only = found[0]  # the common case, without a dict
+            if type(only) is np.ndarray and self._item.fault is None:
+                return only if self._shape is None or only.shape == self._shape else only.reshape(self._shape)
         values = self._all()
         if len(values) == 1:
             return next(iter(values.values()))

@@ -11,6 +11,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
@@ -182,7 +183,7 @@ class Session:
         self._loaded: dict[int, Loaded] = {}
         self._known: dict[int, tuple[object, Loaded]] = {}
         self._by_identity: dict[bytes, Loaded] = {}
-        self._formulas: OrderedDict[int, tuple[object, Loaded]] = OrderedDict()
+        self._formulas: OrderedDict[tuple[object, ...], tuple[object, Loaded]] = OrderedDict()
 
     # --- programs -----------------------------------------------------------------------------------------------
 
@@ -235,10 +236,12 @@ class Session:
             for identity, one in list(self._by_identity.items()):
                 if one is loaded:
                     self._by_identity.pop(identity, None)
-            for known in (self._known, self._formulas):
-                for key, pair in list(known.items()):
-                    if pair[1] is loaded:
-                        known.pop(key, None)
+            for number, pair in list(self._known.items()):
+                if pair[1] is loaded:
+                    self._known.pop(number, None)
+            for key, pair in list(self._formulas.items()):
+                if pair[1] is loaded:
+                    self._formulas.pop(key, None)
         loaded._free()
 
     # --- operands -----------------------------------------------------------------------------------------------
@@ -249,15 +252,14 @@ class Session:
         """Check and collect everything an item needs."""
         program = loaded.program
         names = loaded._names
-        for name in named:
-            if name not in names:
-                raise unknown_name(loaded, name)
-        arrays: list[NDArray[Any]] = []
+        if not names.issuperset(named):
+            raise unknown_name(loaded, next(name for name in named if name not in names))
+        arrays: list[Any] = []
         try:
             for name, dtype, stream in loaded._inputs:
                 a = named[name]
-                # The common case first: exactly the array that is needed.
-                if type(a) is not np.ndarray or a.dtype is not dtype or not a.flags.c_contiguous or not a.flags.aligned:
+                # The common case first: exactly the array that is needed, contiguous, aligned and, as most are, writable.
+                if type(a) is not np.ndarray or a.dtype is not dtype or not a.flags.carray:
                     if self._device_stream is not None and type(a) is not np.ndarray and is_on_device(a):
                         a = on_device("input", stream, a, self._device_stream)
                     else:
@@ -265,10 +267,14 @@ class Session:
                 arrays.append(a)
         except KeyError:
             raise BindError(f"program {program.name}: input {stream.name} ({stream.dtype.name}) is missing") from None
-        count = count_of(program, arrays, elements)
-        shape = arrays[0].shape if arrays else (count,)
-        if len(arrays) > 1 and any(a.shape != shape for a in arrays):
-            shape = (count,)
+        alike = elements is None and bool(arrays)
+        if alike:
+            shape, count = arrays[0].shape, arrays[0].size
+            for a in arrays:
+                alike = alike and a.shape == shape
+        if not alike:
+            count = count_of(program, arrays, elements)
+            shape = arrays[0].shape if arrays and all(a.shape == arrays[0].shape for a in arrays) else (count,)
         params = params_of(loaded, named) if program.params else []
         tables: list[Any] = []
         for table in program.tables:
@@ -284,7 +290,7 @@ class Session:
         else:
             outputs = self._outputs(loaded, out, count, arrays, tables)
         emits = [np.empty(count, numpy_dtype(s.dtype)) for s in program.emits] if program.emits else []
-        return Operands(0, count, list(arrays), outputs, emits, tables, params), shape
+        return Operands(0, count, arrays, outputs, emits, tables, params), shape
 
     def _outputs(
         self, loaded: Loaded, out: Any, count: int, arrays: list[NDArray[Any]], tables: list[NDArray[Any]]
@@ -366,11 +372,28 @@ class Session:
                 with self._stream(loaded, named, chunk, io, progress, inputs) as stream:
                     return stream.run_to_end(out, on_fault, timeout_s)
             named = with_inputs(loaded, inputs, named)
+        for name, _, _ in loaded._inputs:
+            if type(named.get(name)) is not np.ndarray:
+                break
+        else:
+            return self._run(loaded, named, out, elements, timeout_s, on_fault)
         if any_in_files(loaded, named) or (out is None and any_in_chunks(loaded, named)):
             if elements is not None:
                 raise BindError(f"elements={elements} given, but files say themselves how many", fix="leave it out")
             with self._stream(loaded, named, chunk, io, progress) as stream:
                 return stream.run_to_end(out, on_fault, timeout_s)
+        return self._run(loaded, named, out, elements, timeout_s, on_fault)
+
+    def _run(
+        self,
+        loaded: Loaded,
+        named: Mapping[str, Any],
+        out: Any = None,
+        elements: int | None = None,
+        timeout_s: float | None = None,
+        on_fault: OnFault = "raise",
+    ) -> Result:
+        """``run`` over arrays."""
         began = time.perf_counter()
         notes: list[str] = []
         operands, shape = self._operands(loaded, named, out, elements, notes)
@@ -387,36 +410,49 @@ class Session:
             item.close()
         if raw.fault is not None:
             raw = self._fault(raw, loaded, operands, on_fault)
-        seconds = time.perf_counter() - began
-        facts = (self.engine.name, operands.count, operands.count * loaded._bytes, seconds, notes)
+        count = operands.count
+        facts = (self.engine.name, count, count * loaded._bytes, time.perf_counter() - began, notes)
         return Result(loaded.program, raw, facts, shape)
 
     def evaluate(self, text: str, arrays: Mapping[str, Any], *, out: Any = None) -> Any:
         """See ``vyre.evaluate``: the value of an expression over arrays by name; Python numbers are parameters."""
-        from vyre.program.expression import expression
-        from vyre.program.types import infer_types
-
         if self.engine.closed:
             raise self._closed_error()
-        types = infer_types(arrays)
-        scalars = [n for n, value in arrays.items() if not getattr(value, "ndim", 0) and not hasattr(value, "__len__")]
-        compiled = expression(text, types, params=scalars)
-        key = id(compiled)
-        found = self._formulas.get(key)
-        if found is None or found[0] is not compiled:
-            if len(self._formulas) >= FORMULAS:
-                self._let_go_of_oldest()
-            found = self._formulas[key] = (compiled, self.load(compiled))
-            self._known[key] = found
-        loaded = found[1]
+        parts: list[object] = [text]
+        plain = True
+        for name, value in arrays.items():
+            if type(value) is np.ndarray and value.ndim:
+                parts += (name, value.dtype)
+            else:
+                scalar = not getattr(value, "ndim", 0) and not hasattr(value, "__len__")
+                parts += (name, getattr(value, "dtype", type(value)), scalar)
+                plain = plain and scalar
+        key = tuple(parts)
+        found = self._formulas.get(key) if type(text) is str else None
+        if found is None:
+            found = self._new_formula(text, key, arrays)
+        compiled, loaded = found
         named = arrays if len(arrays) == len(loaded._names) else {n: arrays[n] for n in arrays if n in loaded._names}
+        if plain:
+            return self._run(loaded, named, out).value
         return self.run(compiled, out=out, **named).value
+
+    def _new_formula(self, text: str, key: tuple[object, ...], arrays: Mapping[str, Any]) -> tuple[object, Loaded]:
+        """Compile and load an expression over arrays like these, for ``evaluate``."""
+        compile_, infer = _front_end()
+        scalars = [n for n, value in arrays.items() if not getattr(value, "ndim", 0) and not hasattr(value, "__len__")]
+        program = compile_(text, infer(arrays), params=scalars)
+        if len(self._formulas) >= FORMULAS:
+            self._let_go_of_oldest()
+        found = self._formulas[key] = (program, self.load(program))
+        self._known[id(program)] = found
+        return found
 
     def _let_go_of_oldest(self) -> None:
         """Drop the oldest formula. Other threads may be running it: it is unloaded when the last of them has let go."""
         with self._lock:
-            key, (_, oldest) = self._formulas.popitem(last=False)
-            self._known.pop(key, None)
+            _, (program, oldest) = self._formulas.popitem(last=False)
+            self._known.pop(id(program), None)
             self._loaded.pop(oldest.opcode, None)
 
     def bind(
@@ -759,6 +795,15 @@ class Session:
         return f"<vyre session, {self.choice}{', closed' if self.closed else ''}>"
 
 
+@cache
+def _front_end() -> tuple[Any, Any]:
+    """What ``evaluate`` compiles with: imported when the first text comes, and asked for by no import statement after it."""
+    from vyre.program.expression import compile_expression
+    from vyre.program.types import infer_types
+
+    return compile_expression, infer_types
+
+
 def params_of(loaded: Loaded, named: Mapping[str, Any]) -> list[int]:
     """64 bits of each parameter, from the call or its default."""
     bits = []
@@ -774,6 +819,8 @@ def params_of(loaded: Loaded, named: Mapping[str, Any]) -> list[int]:
 
 def with_inputs(loaded: Loaded, inputs: Any, named: Mapping[str, Any]) -> dict[str, Any]:
     """The positional argument of a call, merged with what was given by name."""
+    if type(inputs) is dict and not named:
+        return inputs
     if isinstance(inputs, Mapping):
         both = [name for name in inputs if name in named]
         if both:

@@ -216,36 +216,17 @@ class BindingBlock:
         self._owners = owners
         self._image = image
 
-    def retarget(
-        self,
-        origin: int,
-        elements: int,
-        inputs: Sequence[tuple[int, int, int]],
-        addresses: Sequence[int],
-        params: Sequence[int],
-        owners: object,
-    ) -> None:
+    def retarget(self, origin: int, elements: int, described: Sequence[int], owners: object) -> None:
         """Other operands of no more elements than the block was made for. Not while a slot names it.
 
         Args:
-            inputs: as for ``bind``.
-            addresses: outputs, emits, then address and elements of each table.
+            described: four words of each input (kind, address or fd, offset, 0), outputs, emits, address and elements
+                of each table, parameters.
         """
         block = self._block
         block[state.B_ORIGIN // 8] = origin
         block[state.B_ELEMENTS // 8] = elements
-        at = state.BINDING_WORDS
-        for kind, place, offset in inputs:
-            block[at] = kind
-            block[at + 1] = place
-            block[at + 2] = offset
-            at += 4
-        for word in addresses:
-            block[at] = word
-            at += 1
-        for word in params:
-            block[at] = word
-            at += 1
+        _packer(len(described))(block, 8 * state.BINDING_WORDS, *described)
         self._owners = owners
 
     @property

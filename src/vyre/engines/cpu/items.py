@@ -110,13 +110,20 @@ class CpuItem:
             self.engine.unbind(number)
             self._capacity = operands.count
         else:
-            addresses = [address_of(a) for a in operands.outputs]
-            addresses += [address_of(a) for a in operands.emits]
+            described: list[int] = []
+            for a in operands.inputs:
+                if isinstance(a, FileRange):
+                    described += (FILE, a.fd, a.offset, 0)
+                else:
+                    described += (MEMORY, address_of(a), 0, 0)
+            for a in operands.outputs:
+                described.append(address_of(a))
+            for a in operands.emits:
+                described.append(address_of(a))
             for a in operands.tables:
-                addresses += (address_of(a), a.size)
-            self._block.retarget(
-                operands.origin, operands.count, _inputs(operands), addresses, operands.params, operands
-            )
+                described += (address_of(a), a.size)
+            described += operands.params
+            self._block.retarget(operands.origin, operands.count, described, operands)
         self._operands = operands
         count, origin = operands.count, operands.origin
         self._elements = count
