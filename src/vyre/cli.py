@@ -7,6 +7,7 @@ every command (commands/). Nothing imports this module.
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
 import os
 import sys
@@ -19,7 +20,7 @@ import click
 
 from vyre import __version__
 from vyre.commands import exits
-from vyre.errors import Fault, ProgramFault, VyreError
+from vyre.errors import Fault, ProgramFault, StreamError, VyreError
 
 COMMANDS: Final[dict[str, str]] = {
     "run": "run a program over files",
@@ -72,6 +73,10 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except BrokenPipeError:  # click would end in 1, silently
             raise _OutputClosed from None
+        except StreamError as error:
+            if error.errno == errno.EPIPE:  # here too
+                raise _OutputClosed(error) from None
+            raise
 
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> NoReturn:  # type: ignore[override]
         """Run, and leave the process with one of the documented exit codes. No traceback but for our own bugs."""
@@ -93,11 +98,14 @@ class _Commands(click.Group):
         except (KeyboardInterrupt, click.Abort):
             click.echo("\ninterrupted", err=True)
             code = exits.INTERRUPTED.code
-        except (BrokenPipeError, _OutputClosed):
+        except (BrokenPipeError, _OutputClosed) as error:
             # Whoever read our output has gone (`vyre dis x | head`). Python flushes once more at exit: to nowhere.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            click.echo("error: standard output was closed before everything was written", err=True)
-            code = exits.IO.code
+            if error.args and isinstance(error.args[0], VyreError):
+                code = _report(error.args[0])
+            else:
+                click.echo("error: standard output was closed before everything was written", err=True)
+                code = exits.IO.code
         except (VyreError, OSError) as error:
             code = _report(error)
         sys.exit(code if isinstance(code, int) else exits.OK.code)

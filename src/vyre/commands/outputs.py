@@ -6,18 +6,19 @@ Owns: the words of ``--out``. Leaves to others: writing whole files or none (vyr
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from vyre.errors import BindError
 from vyre.program.opcodes import MemType
-from vyre.stream.sink import STDOUT, Sink
+from vyre.stream.arrow import SUFFIXES
+from vyre.stream.sink import STDOUT, Sink, Sinks
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vyre.program.ir import Program
+    from vyre.runtime.result import Result
 
 KEPT: Final = 1_000
 """Elements of an output that are kept to be shown when nobody asked for a file."""
@@ -44,18 +45,10 @@ class Output:
         self.name, self.kind, self.dtype, self.path = name, kind, dtype, path
         self.elements = 0
         self._first: list[NDArray[Any]] = []
-        self._sink: Sink | None = None
 
-    def open(self, stack: ExitStack) -> None:
-        """Open the file; it gets its name when ``stack`` closes well."""
-        if self.path is not None:
-            self._sink = stack.enter_context(Sink(self.path, self.dtype))
-
-    def write(self, values: NDArray[Any]) -> None:
-        """Append a part's elements. They are yours again on return."""
-        if self._sink is not None:
-            self._sink.write(values)
-        elif self.elements < KEPT:
+    def count(self, values: NDArray[Any]) -> None:
+        """Count a part's elements, and keep the first ones where no file does."""
+        if self.path is None and self.elements < KEPT:
             self._first.append(values[: KEPT - self.elements].copy())
         self.elements += values.size
 
@@ -89,9 +82,9 @@ class Outputs(dict[str, Output]):
     """An Output for each output and emit of a program, by name, in order. Leave its ``with`` well and files are there.
 
     Args:
-        outs: ``NAME=PATH``, or a bare PATH when there is one output or emit.
+        outs: ``NAME=PATH``, or a bare PATH when there is one output or emit, or when it is an Arrow file's: a table of all.
     Raises:
-        BindError: a name that the program does not have, twice the same, or a bare path that could be several.
+        BindError: a name that the program does not have, twice the same, or a bare path that could be several's.
         StreamError: a file that cannot be written.
     """
 
@@ -108,10 +101,13 @@ class Outputs(dict[str, Output]):
                 )
             name, equals, path = out.partition("=")
             if not equals or not name.isidentifier():
+                if len(kinds) != 1 and out.endswith(SUFFIXES):
+                    paths |= dict.fromkeys(kinds, out)
+                    continue
                 if len(kinds) != 1:
                     raise BindError(
                         f"--out {out} does not say of what: {program.name} has {len(kinds)} outputs and emits",
-                        fix=" ".join(f"--out {each}=PATH" for each in kinds),
+                        fix=" ".join(f"--out {each}=PATH" for each in kinds) + ", or all to one that ends in .arrow",
                     )
                 name, path = next(iter(kinds)), out
             if name not in kinds:
@@ -121,24 +117,34 @@ class Outputs(dict[str, Output]):
                 )
             if name in paths:
                 raise BindError(f"--out {name} is given twice")
-            if path in paths.values():
+            if path in paths.values() and not path.endswith(SUFFIXES):
                 raise BindError(f"--out {name} and another go both to {path}")
             paths[name] = path
         for name, (kind, dtype) in kinds.items():
             self[name] = Output(name, kind, dtype, paths.get(name))
-        self._stack = ExitStack()
+        self._paths = paths
+        self._sinks: Sinks | None = None
 
     @property
     def fill_stdout(self) -> bool:
         """True when standard output carries elements, so that nothing else may be printed there."""
         return any(output.path == STDOUT for output in self.values())
 
+    def write(self, part: Result) -> None:
+        """Append what a part has of every output and emit."""
+        arrays = {name: part[name] for name in self}
+        for name, output in self.items():
+            output.count(arrays[name])
+        if self._sinks is not None:
+            self._sinks.write(arrays)
+
     def __enter__(self) -> Self:
-        with ExitStack() as undo:
-            for output in self.values():
-                output.open(undo)
-            self._stack = undo.pop_all()
+        self._sinks = Sinks(self._paths, {name: output.dtype for name, output in self.items()})
         return self
 
-    def __exit__(self, *details: Any) -> None:
-        self._stack.__exit__(*details)
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        assert self._sinks is not None
+        if kind is None:
+            self._sinks.commit()
+        else:
+            self._sinks.abort()

@@ -39,7 +39,7 @@ BINS_SHOWN: Final = 16
     "outs",
     multiple=True,
     metavar="[NAME=]PATH",
-    help="write an output or emit there: .npy by its name, else raw",
+    help="write an output or emit there: .npy or .arrow by its name, else raw; - is standard output",
 )
 @engine_option()
 @click.option("--chunk", type=click.IntRange(min=1), metavar="N", help="elements handed over at a time")
@@ -113,8 +113,7 @@ def _execute(
             if elements is None:
                 raise BindError(f"{program.name} has no inputs, so nothing says how long to run", fix="--elements N")
             result = session.run(verified, named, elements=elements)
-            for name, output in outputs.items():
-                output.write(result[name])
+            outputs.write(result)
             return _with_choice(result.report, choice), {a.name: result[a.name] for a in program.accumulators}
         if elements is not None:
             raise BindError(f"--elements {elements}: {program.name} has inputs, which say how long they are")
@@ -123,8 +122,7 @@ def _execute(
             session.stream(verified, named, chunk=chunk, progress=bar) as stream,
         ):
             for part in stream:
-                for name, output in outputs.items():
-                    output.write(part[name])
+                outputs.write(part)
             total = stream.total()
         return _with_choice(stream.report, choice), {a.name: total[a.name] for a in program.accumulators}
 

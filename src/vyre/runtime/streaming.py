@@ -24,6 +24,7 @@ from vyre.ring.layout import OperandKind
 from vyre.runtime.operands import as_input, as_table
 from vyre.runtime.result import Report, Result
 from vyre.runtime.tickets import raise_for
+from vyre.stream.arrow import SUFFIXES
 from vyre.stream.arrow_memory import Chunked, is_series, series_of
 from vyre.stream.formats import Column, numpy_dtype
 from vyre.stream.plan import Plan
@@ -31,7 +32,7 @@ from vyre.stream.pool import DEFAULT_POOL_BYTES, Pool
 from vyre.stream.reader import Loaded as Arrived
 from vyre.stream.reader import Reader
 from vyre.stream.rows import Rows
-from vyre.stream.sink import Sink
+from vyre.stream.sink import Sinks
 from vyre.stream.source import Chunk, Source, open_columns
 
 if TYPE_CHECKING:
@@ -459,26 +460,20 @@ class Stream:
         paths = self._paths(out)
         joined: dict[str, list[NDArray[Any]]] = {s.name: [] for s in results if s.name not in paths}
         counts = {s.name: self.source.count for s in program.outputs}
-        sinks: dict[str, Sink] = {}
+        sinks: Sinks | None = None
         try:
-            for s in results:
-                if s.name in paths:
-                    sinks[s.name] = Sink(paths[s.name], s.dtype, count=counts.get(s.name))
+            sinks = Sinks(paths, {s.name: s.dtype for s in results}, counts)
             for part in self:
-                for s in results:
-                    if s.name in sinks:
-                        sinks[s.name].write(part[s.name])
-                    else:
-                        joined[s.name].append(part[s.name])
-            for sink in sinks.values():
-                sink.commit()
-        except ProgramFault as error:
-            self._abort(sinks)
-            if on_fault == "raise":
-                raise
-            return Result(program, ItemResult(fault=error.fault), self.report)
-        except BaseException:
-            self._abort(sinks)
+                sinks.write({name: part[name] for name in paths})
+                for name, kept in joined.items():
+                    kept.append(part[name])
+            sinks.commit()
+        except BaseException as error:
+            self.close()
+            if sinks is not None:
+                sinks.abort()
+            if isinstance(error, ProgramFault) and on_fault == "report":
+                return Result(program, ItemResult(fault=error.fault), self.report)
             raise
         values: dict[str, Any] = {}
         for s in results:
@@ -495,10 +490,13 @@ class Stream:
         if out is None:
             return {}
         if not isinstance(out, Mapping):
+            table = len(names) > 1 and isinstance(out, (str, os.PathLike)) and os.fspath(out).endswith(SUFFIXES)
+            if table:
+                return dict.fromkeys(names, out)
             if len(names) != 1:
                 raise BindError(
                     f"out is one path, but program {program.name} writes {', '.join(names) or 'nothing'}",
-                    fix="name each: out={'name': path}" if names else "leave out away",
+                    fix="name each: out={'name': path}, or one that ends in .arrow" if names else "leave out away",
                 )
             out = {names[0]: out}
         for name, path in out.items():
@@ -511,11 +509,6 @@ class Stream:
                     f"out for {name} is a {type(path).__name__}; results of a stream go to paths or, without out, to arrays"
                 )
         return dict(out)
-
-    def _abort(self, sinks: Mapping[str, Sink]) -> None:
-        self.close()
-        for sink in sinks.values():
-            sink.abort()
 
     # --- end ----------------------------------------------------------------------------------------------------
 
