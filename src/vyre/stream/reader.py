@@ -204,6 +204,11 @@ class Reader:
                 name = errno.errorcode.get(code, str(code))
                 self.plan.demote(file, self._pump.cached_rung, f"{name} at offset {offset}")
 
+    @property
+    def address(self) -> int:
+        """Of the pump block."""
+        return self._tables.address
+
     def frame_address(self, index: int) -> int:
         """Address of the frame of a chunk."""
         return self._word(f.P_FRAMES) + f.FRAME_BYTES * (index % self.frames)

@@ -65,8 +65,10 @@ from vyre.store import Store
 
 if TYPE_CHECKING:
     from vyre.engines.base import Operands
+    from vyre.engines.cpu.chunks import CpuChunks
     from vyre.engines.cpu.items import CpuItem
     from vyre.native import Unit
+    from vyre.stream.source import Source
 
 WAITERS: Final = 32
 """User threads that can run work at the same time; more of them take turns."""
@@ -90,7 +92,10 @@ EXPORTS: Final[dict[str, int]] = {
     "wake_workers": 2,
     "drain": 2,
     "fold_tile_sums": 6,
+    "fold_onto": 4,
 }
+_SHORT: Final = frozenset({"fold_onto"})
+"""Called with the GIL held: beside a busy thread it costs 5 ms to get it back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +116,7 @@ class Natives:
     wake_workers: Any
     drain: Any
     fold_tile_sums: Any
+    fold_onto: Any
 
 
 _natives: list[Natives] = []
@@ -127,7 +133,11 @@ def natives(store: Store | None) -> Natives:
         raise EngineUnavailable(f"engine cpu runs on x86_64 and aarch64, not on {arch}", fix="take engine reference")
     addresses = compile_ir(kept_ir(_protocol, arch, EXPORTS, store), list(EXPORTS), store)
     word = ctypes.c_uint64
-    _natives[:] = [Natives(**{n: ctypes.CFUNCTYPE(word, *[word] * k)(addresses[n]) for n, k in EXPORTS.items()})]
+    made = {}
+    for name, count in EXPORTS.items():
+        kind = ctypes.PYFUNCTYPE if name in _SHORT else ctypes.CFUNCTYPE
+        made[name] = kind(word, *[word] * count)(addresses[name])
+    _natives[:] = [Natives(**made)]
     return _natives[0]
 
 
@@ -236,6 +246,13 @@ class BindingBlock:
     @property
     def emitted(self) -> array[int]:
         return self._block[self._results + self.accs : self._results + self.accs + self.emits]
+
+    def point(self, outputs: Sequence[NDArray[Any]], emits: Sequence[NDArray[Any]]) -> None:
+        """Other memory for outputs and emits. Not while a slot names it."""
+        at = (self._block[state.B_OUTPUTS // 8] - self.address) // 8
+        for a in (*outputs, *emits):
+            self._block[at] = a.ctypes.data
+            at += 1
 
     def clear_bins(self) -> None:
         for counts in self.bins.values():
@@ -569,6 +586,36 @@ class CpuEngine:
     def session_words(self) -> NDArray[np.uint32]:
         """The 4,096 words that control items work on. Read them behind a fence."""
         return self._memory.session_words.bytes.view(np.uint32)
+
+    @property
+    def resident(self) -> bool:
+        """Whether there are threads that run what is published; else whoever waits does."""
+        return bool(self._threads)
+
+    def open_chunks(
+        self,
+        opcode: int,
+        source: Source,
+        *,
+        io: str,
+        chunk_elements: int | None,
+        pool_bytes: int | None,
+        tables: Sequence[NDArray[Any]],
+        params: Sequence[int],
+    ) -> CpuChunks | None:
+        """A source through a program by a pump, or None: see vyre.engines.cpu.chunks."""
+        from vyre.engines.cpu.chunks import open_chunks
+
+        return open_chunks(
+            self,
+            opcode,
+            source,
+            io=io,
+            chunk_elements=chunk_elements,
+            pool_bytes=pool_bytes,
+            tables=tables,
+            params=params,
+        )
 
     @property
     def bytes_read(self) -> int:

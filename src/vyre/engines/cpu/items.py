@@ -29,11 +29,11 @@ _EMPTY: Final[list[Any]] = []  # shared by results that have none; never changed
 _NO_SUMS: Final[dict[int, NDArray[np.float64]]] = {}
 _NORMAL: Final = int(Priority.NORMAL)
 _SLOT: Final = 9  # words before the slot, and before the record
-_RECORD: Final = _SLOT + SLOT_BYTES // 8
+RECORD: Final = _SLOT + SLOT_BYTES // 8
 _FRAME: Final = array(
     "Q", (0, 0, 0, WAIT_SLICE_NS, 0, SEQUENCE_NONE, 0, 0, 0, 0, _NORMAL << 32, *(0,) * (6 + RECORD_BYTES // 8))
 )
-assert len(_FRAME) == _RECORD + RECORD_BYTES // 8
+assert len(_FRAME) == RECORD + RECORD_BYTES // 8
 _NOTHING: Final = Operands(0, 0, [], [], [], [], [])
 _DONE: Final = int(Status.DONE)
 _LATE: Final = 16  # what the native call answers when the time is over
@@ -74,7 +74,7 @@ class CpuItem:
         words[0] = engine.address
         words[1] = ring.address
         words[2] = at + 8 * _SLOT
-        words[4] = at + 8 * _RECORD
+        words[4] = at + 8 * RECORD
         words[_SLOT] = opcode << 32
         words[_SLOT + 2] = self.number | (origin & 0xFFFF_FFFF) << 32
         words[_SLOT + 3] = origin >> 32 | (count & 0xFFFF_FFFF) << 32
@@ -182,12 +182,12 @@ class CpuItem:
 
     def collected_from(self, record: np.void) -> ItemResult:
         """The result, from a record that the caller read himself."""
-        self._words[_RECORD:] = array("Q", record.tobytes())  # as long as what it replaces, so that nothing moves
+        self._words[RECORD:] = array("Q", record.tobytes())  # as long as what it replaces, so that nothing moves
         return self.collected()
 
     def collected(self) -> ItemResult:
         """The result whose record was collected last."""
-        if self._words[_RECORD + 1] & 0xFFFF_FFFF != _DONE:
+        if self._faulted():
             return ItemResult(fault=self._fault())
         program, block, operands = self._program, self._block, self._operands
         result = ItemResult(operands.outputs, _EMPTY, _EMPTY, _NO_SUMS, None)
@@ -202,6 +202,9 @@ class CpuItem:
                 result.tile_sums = {i: sums[:, i].copy() for i in self._image.float_sums}
         return result
 
+    def _faulted(self) -> bool:
+        return self._words[RECORD + 1] & 0xFFFF_FFFF != _DONE
+
     def _accumulators(self) -> list[NDArray[np.generic]]:
         found: list[NDArray[np.generic]] = []
         bits = np.array(self._block.results, np.uint64)
@@ -215,7 +218,7 @@ class CpuItem:
         return found
 
     def _fault(self) -> Fault:
-        record = self._words[_RECORD:]
+        record = self._words[RECORD:]
         code = record[1] >> 32
         pc = record[2] & 0xFFFF_FFFF
         element = record[3]
@@ -232,7 +235,7 @@ class CpuItem:
     @property
     def ticks(self) -> tuple[int, int]:
         """(started, finished) on the engine clock, of the record collected last."""
-        return self._words[_RECORD + 5], self._words[_RECORD + 6]
+        return self._words[RECORD + 5], self._words[RECORD + 6]
 
     def cancel(self) -> None:
         sequence = self.sequence

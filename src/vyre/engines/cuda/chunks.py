@@ -146,6 +146,10 @@ class ChunkStream:
 
     # --- results ------------------------------------------------------------------------------------------------
 
+    def copies(self) -> dict[str, int]:
+        """Bytes that the host copied on the way, by what for."""
+        return {"fields taken out of rows": self.copied} if self.copied else {}
+
     def take(
         self,
         *,
