@@ -193,6 +193,10 @@ class _Programs(dict[int, Program]):
         self.owner = owner
 
     def __getitem__(self, opcode: int) -> Program:
+        for resident in self.owner._populations.values():
+            found = np.flatnonzero(resident.opcodes == opcode)
+            if len(found):
+                return resident.population.program(int(found[0]))
         return self.owner.program(opcode)
 
 

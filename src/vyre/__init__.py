@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from vyre.program.bytecode import encode as encode
     from vyre.program.expression import expression as expression
     from vyre.program.ir import Program as Program
+    from vyre.program.population import Population as Population
     from vyre.program.python import program as program
     from vyre.program.text import format as format
     from vyre.program.text import parse as parse
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from vyre.runtime.api import evaluate as evaluate
     from vyre.runtime.api import open as open
     from vyre.runtime.api import run as run
+    from vyre.runtime.populations import LoadedPopulation as LoadedPopulation
+    from vyre.runtime.populations import ManyResult as ManyResult
     from vyre.runtime.result import Report as Report
     from vyre.runtime.result import Result as Result
     from vyre.runtime.session import Bound as Bound
@@ -49,6 +52,7 @@ _HOMES = {
     "encode": "vyre.program.bytecode",
     "expression": "vyre.program.expression",
     "Program": "vyre.program.ir",
+    "Population": "vyre.program.population",
     "program": "vyre",
     "format": "vyre.program.text",
     "parse": "vyre.program.text",
@@ -57,6 +61,8 @@ _HOMES = {
     "evaluate": "vyre.runtime.api",
     "open": "vyre.runtime.api",
     "run": "vyre.runtime.api",
+    "LoadedPopulation": "vyre.runtime.populations",
+    "ManyResult": "vyre.runtime.populations",
     "Report": "vyre.runtime.result",
     "Result": "vyre.runtime.result",
     "Bound": "vyre.runtime.session",

@@ -46,7 +46,15 @@ class BytecodeError(ProgramError):
 
 
 class VerifyError(ProgramError):
-    """A well-formed program that breaks a rule of VIR0. ``rule`` is the rule's short name, ``pc`` the place."""
+    """A well-formed program that breaks a rule of VIR0.
+
+    Attributes:
+        rule: the rule's short name.
+        pc: the place, None where no instruction is to blame.
+        program: which one of a population; None where there is only one.
+    """
+
+    program: int | None = None
 
     def __init__(self, message: str, *, rule: str, pc: int | None = None, fix: str = "") -> None:
         super().__init__(message, fix=fix)

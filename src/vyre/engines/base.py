@@ -113,3 +113,18 @@ class Engine(Protocol):
     def item(self, opcode: int, operands: Operands, *, stream: object = None) -> Item: ...
 
     def close(self) -> None: ...
+
+
+@dataclass(slots=True)
+class PopulationResult:
+    """What programs of one population delivered over the same inputs. Row i is program i's; a faulted one's is zeros.
+
+    Attributes:
+        outputs: by declaration order, [programs, count] in memory type.
+        accumulators: by declaration order, [programs] in memory type. Float sums are folded as decision 2 says.
+        faults: by index of the program: what stopped it.
+    """
+
+    outputs: list[Any] = field(default_factory=list)
+    accumulators: list[NDArray[Any]] = field(default_factory=list)
+    faults: dict[int, Fault] = field(default_factory=dict)

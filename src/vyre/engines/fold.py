@@ -51,3 +51,25 @@ def fold_spans(tile_sums: NDArray[np.float64], first_tile: int) -> float:
     for span in halve(padded.reshape(spans, SPAN)).tolist():
         total += span
     return total if total == total else float("nan")
+
+
+def fold_rows(tile_sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    """``fold_spans`` of each row, from tile 0 on.
+
+    Args:
+        tile_sums: f64[n, tiles]. Not changed.
+    Returns:
+        f64[n].
+    """
+    n, tiles = tile_sums.shape
+    # Of one span: absent tiles change nothing, so a narrower power of two gives the same.
+    width = SPAN if tiles > SPAN else 1 << max(tiles - 1, 0).bit_length()
+    totals = np.zeros(n)
+    with np.errstate(all="ignore"):
+        for first in range(0, tiles, SPAN):
+            part = tile_sums[:, first : first + SPAN]
+            padded = np.full((n, width), ABSENT)
+            padded[:, : part.shape[1]] = part
+            totals += halve(padded)
+    totals[np.isnan(totals)] = np.nan
+    return totals

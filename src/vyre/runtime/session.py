@@ -46,6 +46,7 @@ from vyre.stream.source import Source, has_names
 if TYPE_CHECKING:
     from vyre.geometry import DispatchConfig
     from vyre.runtime.dispatch import Batch
+    from vyre.runtime.populations import LoadedPopulation, ManyResult, PopulationLike
     from vyre.runtime.streaming import Stream
 
 EngineName = Literal["auto", "cpu", "cuda", "null", "reference"]
@@ -243,6 +244,54 @@ class Session:
                 if pair[1] is loaded:
                     self._formulas.pop(key, None)
         loaded._free()
+
+    def load_many(self, programs: PopulationLike) -> LoadedPopulation:
+        """Verify many programs and make them resident, all or none.
+
+        Args:
+            programs: a ``vyre.Population``, the quick way; or a sequence of what ``load`` takes. All declare the same
+                inputs, outputs, parameters, tables, accumulators and fuel.
+        Raises:
+            VerifyError: of the first program that is not valid: its number in ``program``, then place, rule and value.
+            ProgramError: two programs declare different things.
+            ArenaFull: the engine's program store has no room for all of them.
+        """
+        from vyre.runtime.populations import load_many
+
+        if self.engine.closed:
+            raise self._closed_error()
+        return load_many(self, programs)
+
+    def run_many(
+        self,
+        population: LoadedPopulation,
+        inputs: Any = None,
+        /,
+        *,
+        programs: Any = None,
+        out: Any = None,
+        elements: int | None = None,
+        **named: Any,
+    ) -> ManyResult:
+        """Run the programs of a population over the same inputs and wait for all of them.
+
+        Args:
+            population: what ``load_many`` gave.
+            inputs, elements, named: as for ``run``; arrays only.
+            programs: which of them, numbers or a bool for each, and the order of the results; None takes all.
+            out: array [programs, elements] (or arrays by name) to write outputs to instead of fresh ones.
+        Returns:
+            Outputs as arrays [programs, elements], accumulators as arrays [programs]. A program that faulted has zeros
+            there, a True in ``faulted`` and its fault in ``faults``; the others are not affected.
+        Raises:
+            BindError: names, types or lengths that do not fit, or results without a row per program (emits, histograms,
+                atomic tables); nothing was run.
+        """
+        from vyre.runtime.populations import run_many
+
+        if self.engine.closed:
+            raise self._closed_error()
+        return run_many(self, population, inputs, named, programs, out, elements)
 
     # --- operands -----------------------------------------------------------------------------------------------
 

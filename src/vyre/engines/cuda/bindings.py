@@ -23,9 +23,10 @@ from vyre.engines.cuda.driver import Device
 from vyre.engines.cuda.memory import Chunk, Pool
 from vyre.engines.cuda.residency import Residency
 from vyre.engines.device_array import DeviceArray, is_on_device
-from vyre.errors import ArenaFull, BindError
+from vyre.errors import ArenaFull, BindError, Fault
 from vyre.program.ir import Program
-from vyre.program.opcodes import TILE, Access, AccKind, MemType
+from vyre.program.opcodes import FAULT_REASONS, TILE, Access, AccKind, FaultCode, MemType
+from vyre.ring.layout import NO_ELEMENT, NO_PC
 
 NUMPY: Final[dict[MemType, np.dtype[Any]]] = {
     MemType.i32: np.dtype("<i4"), MemType.i64: np.dtype("<i8"), MemType.f32: np.dtype("<f4"),
@@ -301,6 +302,16 @@ class Bindings:
         for pool, address in pieces:
             pool.put(address)
         pieces.clear()
+
+
+def fault_of(code: int, pc: int, element: int) -> Fault:
+    """A record's fault."""
+    return Fault(
+        int(code),
+        FAULT_REASONS.get(FaultCode(code), "fault"),
+        None if pc == NO_PC else int(pc),
+        None if element == NO_ELEMENT else int(element),
+    )
 
 
 def _copied(chunk: Chunk, at: int, flat: NDArray[Any]) -> NDArray[Any]:

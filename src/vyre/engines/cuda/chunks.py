@@ -23,8 +23,7 @@ from numpy.typing import NDArray
 
 from vyre.engines.base import ItemResult, Operands
 from vyre.engines.cuda import abi
-from vyre.engines.cuda.bindings import NUMPY, Binding
-from vyre.engines.cuda.engine import fault_of
+from vyre.engines.cuda.bindings import NUMPY, Binding, fault_of
 from vyre.engines.cuda.feed import Arrived, Feed
 from vyre.engines.cuda.lower import value_of_key
 from vyre.engines.cuda.memory import array_at, view

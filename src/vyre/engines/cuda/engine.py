@@ -12,28 +12,30 @@ import os
 import struct
 import sys
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vyre.engines.base import ItemResult
-from vyre.engines.cuda import abi
-from vyre.engines.cuda.bindings import NUMPY, Binding, Bindings, size_of, slot_of
+from vyre.engines.base import ItemResult, PopulationResult
+from vyre.engines.cuda import abi, populations
+from vyre.engines.cuda.bindings import NUMPY, Binding, Bindings, fault_of, size_of, slot_of
 from vyre.engines.cuda.compile import ENTRY, blocks_per_multiprocessor, compile_kernel
 from vyre.engines.cuda.driver import Device
 from vyre.engines.cuda.lower import Image, value_of_key
 from vyre.engines.cuda.memory import Pool
+from vyre.engines.cuda.populations import ResidentPopulation
 from vyre.engines.cuda.residency import THREADS, Residency
 from vyre.engines.cuda.straight_form import Lowering
 from vyre.engines.device_array import DeviceArray
 from vyre.engines.fold import fold_spans
-from vyre.errors import ArenaFull, BindError, EngineUnavailable, Fault, SessionClosed
+from vyre.errors import ArenaFull, BindError, EngineUnavailable, SessionClosed
 from vyre.program.ir import Program
-from vyre.program.opcodes import FAULT_REASONS, TILE, AccKind, FaultCode
+from vyre.program.opcodes import TILE, AccKind
+from vyre.program.population import Population
 from vyre.program.verifier import Verified, verify
-from vyre.ring.layout import DEFAULT_CAPACITY, NO_ELEMENT, NO_PC, PROGRAM_FIRST, SLOT_DTYPE, Status
+from vyre.ring.layout import DEFAULT_CAPACITY, PROGRAM_FIRST, SLOT_DTYPE, Status
 from vyre.store import Store
 
 _POOL_CHUNK: Final = 64 << 20
@@ -93,7 +95,7 @@ class CudaEngine:
         if fit < 1:
             raise EngineUnavailable(f"{dev.name} cannot hold one block of the kernel")
         self.per_multiprocessor = min(fit, per_sm)
-        self._shared_of_warp = (shared - abi.LAUNCH_BYTES) // abi.WARPS_PER_BLOCK // 16 * 16
+        self.shared_of_warp = (shared - abi.LAUNCH_BYTES) // abi.WARPS_PER_BLOCK // 16 * 16
         self._pinned = Pool(dev.pinned, _POOL_CHUNK, seen=True)
         self._device_pool = Pool(lambda n: (dev.memory(n),) * 2, _POOL_CHUNK, seen=False)
         self.residency = Residency(
@@ -102,10 +104,11 @@ class CudaEngine:
         )  # fmt: skip
         self.residency.need_heap(4096 * _HEAP_SUMS)
         self.arena = self.residency.arena
-        self._bindings = Bindings(dev, self.residency, self._pinned, self._device_pool)
-        self._lowering = Lowering(store)
+        self.bindings = Bindings(dev, self.residency, self._pinned, self._device_pool)
+        self.lowering = Lowering(store)
         self._programs: dict[int, _Resident] = {}
         self._by_identity: dict[int, tuple[Any, int]] = {}
+        self._populations: dict[int, ResidentPopulation] = {}  # by their first opcode
         self._free_opcodes: list[int] = []
         self._next_opcode = 0
         self.closed = False
@@ -123,29 +126,46 @@ class CudaEngine:
         """
         self._check_open()
         program = verified.program if isinstance(verified, Verified) else verified
-        image = self._lowering.image(program)
-        if image.shared_bytes > self._shared_of_warp:
-            raise EngineUnavailable(
-                f"{program.name} needs {image.shared_bytes:,} bytes of shared memory per warp, {self.device.name} has "
-                f"{self._shared_of_warp:,}: {image.planes} planes and {len(program.accumulators)} accumulators",
-                fix="use fewer accumulators or emits in one program, or engine='cpu'",
-            )
+        image = self.lowering.image(program)
+        self.refuse_image(image, program)
         with self.residency.lock:
             opcode = self._place(program, image)
         if image.heap_bytes:
             self.residency.need_heap(image.heap_bytes)
         return opcode
 
+    def refuse_image(self, image: Image, program: Program) -> None:
+        """
+        Raises:
+            EngineUnavailable: a warp has too little shared memory for it.
+        """
+        if image.shared_bytes > self.shared_of_warp:
+            raise EngineUnavailable(
+                f"{program.name} needs {image.shared_bytes:,} bytes of shared memory per warp, {self.device.name} has "
+                f"{self.shared_of_warp:,}: {image.planes} planes and {len(program.accumulators)} accumulators",
+                fix="use fewer accumulators or emits in one program, or engine='cpu'",
+            )
+
+    def take_numbers(self, n: int) -> NDArray[np.int64]:
+        """Numbers for n programs, new ones first. The caller holds the lock."""
+        fresh = min(n, abi.MAX_PROGRAMS - self._next_opcode)
+        if n - fresh > len(self._free_opcodes):
+            raise ArenaFull(
+                f"{n} programs are to be loaded and {self._next_opcode - len(self._free_opcodes)} are: there is room for "
+                f"{abi.MAX_PROGRAMS}",
+                fix="unload some",
+            )
+        found = [*range(self._next_opcode, self._next_opcode + fresh), *self._free_opcodes[: n - fresh]]
+        self._next_opcode += fresh
+        del self._free_opcodes[: n - fresh]
+        return np.array(found, np.int64)
+
+    def give_numbers(self, numbers: NDArray[np.int64]) -> None:
+        """Take them back. The caller holds the lock."""
+        self._free_opcodes += numbers.tolist()
+
     def _place(self, program: Program, image: Image) -> int:
-        if self._free_opcodes:
-            number = self._free_opcodes.pop()
-        else:
-            number = self._next_opcode
-            if number >= abi.MAX_PROGRAMS:
-                raise ArenaFull(
-                    f"{abi.MAX_PROGRAMS} programs are loaded, which is all there is room for", fix="unload some"
-                )
-            self._next_opcode += 1
+        number = self._free_opcodes.pop() if self._free_opcodes else int(self.take_numbers(1)[0])
         # The table's word before the image, so that a binding that comes next lies beside the image and travels with it.
         unit = self.arena.place(image.data, before=(4 * number, 4))
         self.arena.words[number] = unit
@@ -153,9 +173,44 @@ class CudaEngine:
         self._programs[opcode] = _Resident(program, unit, image.float_sums)
         return opcode
 
-    def load_many(self, programs: Sequence[Verified]) -> list[int]:
-        """Opcodes of many programs. They lie side by side, so that they travel to the device in one piece."""
-        return [self.load(program) for program in programs]
+    def load_population(self, population: Population) -> ResidentPopulation:
+        """Make all programs of a population resident, or none.
+
+        Raises:
+            VerifyError: of the first that is not valid; the message starts with its number.
+            ArenaFull, EngineUnavailable: as for ``load``.
+        """
+        self._check_open()
+        found = populations.load(self, population)
+        self._populations[int(found.opcodes[0])] = found
+        return found
+
+    def unload_population(self, resident: ResidentPopulation) -> None:
+        """Forget it. No slot that names one of its programs may be unfinished."""
+        self._populations.pop(int(resident.opcodes[0]), None)
+        populations.unload(self, resident)
+
+    def run_population(
+        self,
+        resident: ResidentPopulation,
+        chosen: NDArray[np.int64],
+        inputs: Sequence[Any],
+        tables: Sequence[Any],
+        params: Sequence[int],
+        outputs: Sequence[Any],
+        count: int,
+        make_room: Callable[[], None],
+    ) -> PopulationResult:
+        """Run ``chosen`` programs over the same elements [0, count).
+
+        Args:
+            inputs, tables: host arrays are copied to the device once; device arrays are used in place. No atomic tables.
+            params: 64 bits each, in memory form.
+            outputs: [len(chosen), count] each, contiguous; on the device they are written in place.
+            make_room: called while the ring is full of others' items; collects some of them.
+        """
+        self._check_open()
+        return populations.run(self, resident, chosen, inputs, tables, params, outputs, count, make_room)
 
     def unload(self, opcode: int) -> None:
         """Forget a program. No slot that names it may be unfinished."""
@@ -208,11 +263,11 @@ class CudaEngine:
                 count = size_of(arrays[0])
             if base % TILE:
                 raise BindError(f"base {base} is not a multiple of {TILE}")
-            return self._bindings.bind(program, opcode, unit, float_sums, inputs, tables, params, outputs, count, base)
+            return self.bindings.bind(program, opcode, unit, float_sums, inputs, tables, params, outputs, count, base)
 
     def wait_for_producers(self, arrays: Iterable[DeviceArray]) -> None:
         """Wait until what their producers have put on their current streams is done (decision 30)."""
-        self._bindings.wait_for_producers(arrays)
+        self.bindings.wait_for_producers(arrays)
 
     def unbind(self, binding: Binding) -> None:
         """Forget a binding. No slot that names it may be unfinished."""
@@ -221,7 +276,7 @@ class CudaEngine:
                 return
             self.arena.release(binding.number)
             binding.number = -1
-            self._bindings.put(binding.pieces)
+            self.bindings.put(binding.pieces)
             binding.owners.clear()
 
     # --- items ----------------------------------------------------------------------------------------------------
@@ -359,7 +414,7 @@ class CudaEngine:
     @property
     def device_stream(self) -> int:
         """Our stream that the work of other libraries is put before when we take their arrays."""
-        return self._bindings.stream
+        return self.bindings.stream
 
     @property
     def session_words(self) -> NDArray[np.uint32]:
@@ -384,16 +439,6 @@ class CudaEngine:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def fault_of(code: int, pc: int, element: int) -> Fault:
-    """A record's fault."""
-    return Fault(
-        int(code),
-        FAULT_REASONS.get(FaultCode(code), "fault"),
-        None if pc == NO_PC else int(pc),
-        None if element == NO_ELEMENT else int(element),
-    )
 
 
 def _close(residency: Residency, pinned: Pool, device_pool: Pool, device: Device) -> None:

@@ -16,6 +16,9 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from vyre.engines.cuda import abi
 from vyre.engines.cuda.handlers import HANDLERS, HEAVY, HOT
 from vyre.program.analysis import Analysis, analyse
@@ -161,6 +164,17 @@ def value_of_key(kind: AccKind, dtype: MemType, key: int) -> int:
         sign = 1 << bits - 1
         return key ^ sign if key & sign else ~key & ((1 << bits) - 1)
     return key ^ _KEYS[dtype]
+
+
+def values_of_keys(kind: AccKind, dtype: MemType, keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """``value_of_key`` of many."""
+    u = np.uint64
+    bits = _BITS[dtype]
+    if dtype not in _INFINITY:
+        return keys ^ u(_KEYS[dtype])
+    sign = u(1 << bits - 1)
+    values = np.where(keys & sign != 0, keys ^ sign, ~keys & u((1 << bits) - 1))
+    return np.where(keys == u(NAN_KEYS[kind]), u(CANONICAL_NAN[dtype.type]), values)
 
 
 @dataclass(slots=True)

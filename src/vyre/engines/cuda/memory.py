@@ -162,7 +162,9 @@ class Arena:
     """
 
     def __init__(self, host: int, size: int, unit: int, reserved: int) -> None:
+        self.address = host
         self.bytes = view(host, size)
+        self.array: NDArray[np.uint8] = array_at(host, np.uint8, size)
         self.words = self.bytes.cast("I")
         self.size = size
         self.unit = unit
@@ -178,16 +180,25 @@ class Arena:
         Raises:
             ArenaFull: there is no room.
         """
-        at = self._pieces.cut(len(data))
-        if at is None:
-            raise ArenaFull(
-                f"the engine's arena of {self.size:,} bytes for programs and bindings is full",
-                fix="close programs and bindings that are no longer used, or open with a larger arena_bytes",
-            )
+        at = self.reserve(len(data))
         if before is not None:
             self.touch(*before)
         self.write(at, data)
         return at // self.unit
+
+    def reserve(self, size: int) -> int:
+        """Offset of room for so many bytes, which the caller writes.
+
+        Raises:
+            ArenaFull: there is no room.
+        """
+        at = self._pieces.cut(size)
+        if at is None:
+            raise ArenaFull(
+                f"the engine's arena of {self.size:,} bytes for programs and bindings has no {size:,} bytes left in a row",
+                fix="close programs and bindings that are no longer used, or open with a larger arena_bytes",
+            )
+        return at
 
     def write(self, at: int, data: bytes) -> None:
         self.bytes[at : at + len(data)] = data

@@ -718,3 +718,53 @@ def gpu_lower(w: int, facts: int, code: int, words: int, fuel: int, out: int) ->
 def gpu_check(w: int, rules: int, code: int, words: int) -> int:
     """check_straight, under a name that no other engine's compiled code has."""
     return check_straight(w, rules, code, words)
+
+
+@straight.function
+def gpu_admit(w: int, rules: int, facts: int, population: int, i: int) -> int:
+    """Verify and rewrite the programs of a population from ``i`` on.
+
+    Returns:
+        The first that is not for us, invalid or not; the number of programs when there is none.
+    """
+    count = load64(population + s.M_COUNT)
+    codes = load64(population + s.M_CODE)
+    codes_at = load64(population + s.M_CODE_AT)
+    constants = load64(population + s.M_CONSTANTS)
+    constants_at = load64(population + s.M_CONSTANTS_AT)
+    registers = load64(population + s.M_REGISTERS)
+    registers_at = load64(population + s.M_REGISTERS_AT)
+    declared_bytes = load64(population + s.M_DECLARED_BYTES)
+    places = load64(population + s.M_PLACES)
+    words = w + s.A_WORDS
+    copy(words, load64(population + s.M_HEAD), P_WORDS)
+    while i < count:
+        code = codes + 8 * load64(codes_at + 8 * i)
+        n_constants = load64(constants_at + 8 * i + 8) - load64(constants_at + 8 * i)
+        first = registers + load64(registers_at + 8 * i)
+        n_registers = load64(registers_at + 8 * i + 8) - load64(registers_at + 8 * i)
+        if n_constants > s.WORDS_CONSTANTS_MAX or n_registers > s.WORDS_REGISTERS_MAX:
+            return i
+        store64(words + P_CODE, load64(codes_at + 8 * i + 8) - load64(codes_at + 8 * i))
+        store64(words + P_CONSTANTS, n_constants)
+        store64(words + P_REGISTERS, n_registers)
+        at = words + P_WORDS
+        copy(at, constants + 8 * load64(constants_at + 8 * i), 8 * n_constants)
+        at = at + 8 * n_constants
+        copy(at, load64(population + s.M_DECLARED), declared_bytes)
+        at = at + declared_bytes
+        register = 0
+        while register < n_registers:
+            store64(at + 8 * register, load8(first + register))
+            register = register + 1
+        if check_straight(w, rules, code, words) == 0:
+            return i
+        used = load64(population + s.M_OUT_AT)
+        out = load64(population + s.M_OUT) + used
+        size = gpu_lower(w, facts, code, words, load64(population + s.M_FUEL), out)
+        if size == 0 or load64(w + W_SHARED) > load64(population + s.M_SHARED_MAX):
+            return i
+        store64(places + 8 * i, used)
+        store64(population + s.M_OUT_AT, (used + size + abi.UNIT - 1) & (ALL ^ (abi.UNIT - 1)))
+        i = i + 1
+    return i

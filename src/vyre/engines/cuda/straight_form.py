@@ -14,18 +14,24 @@ from collections.abc import Callable
 from functools import cache
 from typing import Final, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from vyre import jit
-from vyre.engines.cuda import lower
+from vyre.engines.cuda import abi, lower
 from vyre.engines.cuda import straight_layout as s
 from vyre.engines.cuda.handlers import HANDLERS, HOT
 from vyre.engines.cuda.lower import Image
+from vyre.engines.cuda.memory import address_of
+from vyre.errors import VerifyError
 from vyre.kept import kept_ir
 from vyre.native import Unit
 from vyre.program import analysis, verifier
 from vyre.program.ir import Instr, Program
 from vyre.program.opcodes import OPCODES, AccKind, MemType, Op
+from vyre.program.population import Population, refused
 from vyre.program.straight_check import rules_table
-from vyre.program.words import described, index_of_entries
+from vyre.program.words import P_WORDS, described, index_of_entries
 
 _WHAT: Final = {
     "light": s.LIGHT, "move": s.MOVE, "heavy": s.HEAVY, "const": s.CONST, "param": s.PARAM, "load": s.LOAD,
@@ -150,6 +156,62 @@ class Lowering:
         self._memories.append(memory)
         return image
 
+    def images(
+        self, population: Population, refuse: Callable[[Image, Program], None], shared_max: int
+    ) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+        """Images of all programs, one after the other from multiples of UNIT on, and where each starts, in bytes.
+
+        Args:
+            refuse: raises when an image is not for this device.
+            shared_max: bytes of shared memory that it surely is not refused for.
+        Raises:
+            VerifyError: of the first program that is not valid; the message starts with its number.
+        """
+        n = len(population)
+        most = _most_bytes(population)
+        ahead = np.append(np.cumsum(most[::-1])[::-1], 0)  # of the programs from each one on
+        out = np.empty(int(ahead[0]) // 8 + 8, np.uint64)
+        places = np.zeros(n, np.int64)
+        used = i = 0
+        described_ = described(population.shape)
+        declared = ctypes.create_string_buffer(described_[P_WORDS:])
+        head = ctypes.create_string_buffer(described_[:P_WORDS])
+        memory = self._memory()
+        while i < n:
+            if self._natives is not None:
+                block = array("Q", bytes(s.M_BYTES))
+                for at, word in (
+                    (s.M_COUNT, n), (s.M_CODE, address_of(population.code)), (s.M_CODE_AT, address_of(population.code_at)),
+                    (s.M_CONSTANTS, address_of(population.constants)),
+                    (s.M_CONSTANTS_AT, address_of(population.constants_at)),
+                    (s.M_REGISTERS, address_of(population.registers)),
+                    (s.M_REGISTERS_AT, address_of(population.registers_at)), (s.M_HEAD, ctypes.addressof(head)),
+                    (s.M_DECLARED, ctypes.addressof(declared)), (s.M_DECLARED_BYTES, len(described_) - P_WORDS),
+                    (s.M_FUEL, population.declarations.fuel), (s.M_SHARED_MAX, shared_max),
+                    (s.M_OUT, address_of(out)), (s.M_OUT_AT, used), (s.M_PLACES, address_of(places)),
+                ):  # fmt: skip
+                    block[at // 8] = word
+                i = self._natives.admit(memory.address, _RULES, _FACTS, block.buffer_info()[0], i)
+                used = block[s.M_OUT_AT // 8]
+                if i == n:
+                    break
+            program = population.program(i)
+            try:
+                verifier.verify(program)
+            except VerifyError as error:
+                raise refused(error, i, n) from None
+            image = lower.lower(program)
+            refuse(image, program)
+            size = -(-len(image.data) // abi.UNIT) * abi.UNIT
+            if 8 * len(out) < used + size + ahead[i + 1] + 64:
+                out = np.concatenate([out, np.empty(size // 8 + len(out) // 8, np.uint64)])
+            out.view(np.uint8)[used : used + len(image.data)] = np.frombuffer(image.data, np.uint8)
+            places[i] = used
+            used += size
+            i += 1
+        self._memories.append(memory)
+        return out[: used // 8], places
+
     def _words(self, program: Program) -> bytes:
         known, words = self._last
         if known is not program:  # a program is rewritten right after it was verified
@@ -164,11 +226,23 @@ class Lowering:
             return _workspace()
 
 
+def _most_bytes(population: Population) -> NDArray[np.int64]:
+    """What each image has at the most, in whole units."""
+    declared = population.declarations
+    records = np.diff(population.code_at)
+    constants = np.diff(population.constants_at)
+    fixed = 64 + 8 * (len(declared.params) + 2) + 16 * len(declared.accumulators) + 8 * len(declared.emits) + 16
+    most = fixed + 16 * (records + records // (abi.WINDOW - 1) + 1) + 16 * constants
+    found: NDArray[np.int64] = -(-most // abi.UNIT) * abi.UNIT
+    return found
+
+
 class Natives(NamedTuple):
     """The compiled functions. They are over sooner than giving up the GIL and taking it back would be."""
 
     check: Callable[[int, int, bytes, bytes], int]
     lower: Callable[[int, int, bytes, bytes, int, int], int]
+    admit: Callable[[int, int, int, int, int], int]  # of thousands of programs: without the GIL
 
 
 _FACTS: Final = facts_table().buffer_info()[0]
@@ -181,12 +255,13 @@ def natives(store: jit.ObjectStore | None) -> Natives | None:
     arch = platform.machine()
     if arch not in ("x86_64", "aarch64"):
         return None
-    names = ("gpu_check", "gpu_lower")
+    names = ("gpu_check", "gpu_lower", "gpu_admit")
     addresses = jit.compile_ir(kept_ir(_unit, arch, names, store), names, store)
     word, data = ctypes.c_uint64, ctypes.c_char_p
     return Natives(
         ctypes.PYFUNCTYPE(word, word, word, data, data)(addresses["gpu_check"]),
         ctypes.PYFUNCTYPE(word, word, word, data, data, word, word)(addresses["gpu_lower"]),
+        ctypes.CFUNCTYPE(word, word, word, word, word, word)(addresses["gpu_admit"]),
     )
 
 

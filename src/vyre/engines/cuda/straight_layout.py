@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from vyre.program.words import P_WORDS
+
 CODE_MAX = 1_024  # instructions; longer programs take the other path
 ALL = 0xFFFF_FFFF_FFFF_FFFF
 NONE = 255  # no register
@@ -76,4 +78,26 @@ A_CANONICAL = A_LIVE + 8 * CODE_MAX
 A_ROWS = A_CANONICAL + 8 * CODE_MAX
 A_IMAGE = A_ROWS + 16 * CODE_MAX
 IMAGE_MAX = 64 + 8 * 65 + 24 * 256 + 8 * CODE_MAX + 16 + 17 * CODE_MAX
-WORKSPACE_BYTES = A_IMAGE + IMAGE_MAX
+A_WORDS = A_IMAGE + IMAGE_MAX + 8  # of a population's program
+WORDS_CONSTANTS_MAX = CODE_MAX
+WORDS_DECLARED_MAX = 8 * 7 * 256
+WORDS_REGISTERS_MAX = 64
+WORKSPACE_BYTES = A_WORDS + P_WORDS + 8 * WORDS_CONSTANTS_MAX + WORDS_DECLARED_MAX + 8 * WORDS_REGISTERS_MAX
+
+# --- a population: u64 words by byte offset ---------------------------------------------------------------------------------
+M_COUNT = 0  # programs
+M_CODE = 8  # addresses of the arrays of program.Population
+M_CODE_AT = 16
+M_CONSTANTS = 24
+M_CONSTANTS_AT = 32
+M_REGISTERS = 40
+M_REGISTERS_AT = 48
+M_HEAD = 56  # address of P_WORDS bytes: the counts that all programs have
+M_DECLARED = 64  # address and bytes of the words between constants and registers
+M_DECLARED_BYTES = 72
+M_FUEL = 80
+M_SHARED_MAX = 88  # bytes of shared memory that an image may ask for
+M_OUT = 96  # address of the images; each starts at a multiple of UNIT
+M_OUT_AT = 104  # bytes used so far
+M_PLACES = 112  # address of u64[programs]: where each image starts
+M_BYTES = 120
