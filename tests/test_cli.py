@@ -394,3 +394,14 @@ def test_doctor_says_so_when_nothing_can_be_cached(here: Path) -> None:
 
 def test_doctor_prints_a_table_for_people(here: Path) -> None:
     assert f"{__version__}, Python" in vyre("doctor").stdout
+
+
+def test_explain_shows_the_rewritten_form_and_the_live_set_without_a_gpu(here: Path) -> None:
+    shown = json.loads(
+        vyre("explain", "x * 2.5 + y", "--type", "x=f32", "--type", "y=f32", "--engine", "cuda", "--json").stdout
+    )
+    assert [r["handler"] for r in shown["cuda"]["records"]][-1] == "RETURN"
+    cost = {c["what"]: c["count"] for c in shown["cuda"]["cost"]}
+    assert cost["lanes"] == 32
+    assert cost["planes"] >= 1
+    assert "On the GPU" in vyre("explain", "x * 2.5", "--type", "x=f32", "--engine", "cuda").stdout

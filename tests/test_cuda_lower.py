@@ -68,3 +68,51 @@ def test_keys_of_accumulators_come_back_as_values(kind, dtype):
         want = np.array(info.max if kind is AccKind.min else info.min, info.dtype)
     assert identity == int.from_bytes(want.tobytes(), "little")
     assert identity < 1 << bits
+
+
+def test_an_image_can_be_read_back_in_words():
+    from vyre.engines.cuda.show import SHARED_OF_WARP, lanes_for, records_of
+
+    b = Builder("words")
+    b.input("x", MemType.f32)
+    b.output("y", MemType.f32)
+    x = b.op("f32.load", imm=0)
+    r = b.op("f32.mul", x, b.const(Type.f32, 2.5))
+    b.op("f32.store", b.op("f32.add", r, x), imm=0)
+    image = lower(b.build())
+    told = [(r.pc, r.handler, r.operands) for r in records_of(image)]
+    assert told == [
+        (0, "STREAM_LOAD32", "input 0, -> p0"),
+        (2, "f32_mul", "#0x40200000"),
+        (3, "f32_add", "p0"),
+        (4, "STREAM_STORE32", "output 0"),
+        (5, "RETURN", ""),
+    ]
+    assert lanes_for(image, SHARED_OF_WARP) == 32
+
+
+def test_a_program_with_many_live_values_leaves_fewer_lanes_to_a_warp():
+    from vyre.engines.cuda.show import SHARED_OF_WARP, lanes_for
+
+    b = Builder("wide")
+    for i in range(30):
+        b.input(f"x{i}", MemType.f64)
+    b.output("y", MemType.f64)
+    values = [b.op("f64.load", imm=i) for i in range(30)]
+    total = values[0]
+    for v in values[1:]:
+        total = b.op("f64.mul", total, v)
+    for v in values:
+        total = b.op("f64.add", total, v)
+    b.op("f64.store", total, imm=0)
+    image = lower(b.build())
+    lanes = lanes_for(image, SHARED_OF_WARP)
+    assert lanes < 32
+    assert image.planes * 32 * lanes <= SHARED_OF_WARP < image.planes * 32 * 2 * lanes + image.shared_bytes
+
+
+def test_every_record_of_random_programs_has_a_name():
+    from vyre.engines.cuda.show import records_of
+
+    for seed in range(1, 60):
+        assert all(r.handler != "?" for r in records_of(lower(random_program(seed, functions=True))))

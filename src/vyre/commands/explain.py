@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("program", metavar="P")
 @click.option("--type", "types", multiple=True, metavar="NAME=TYPE", help="type of an expression's input")
+@click.option("--engine", type=click.Choice(("cuda",)), help="also what this engine makes of it; needs no GPU")
 @click.option("--json", "json_", is_flag=True, help="print JSON")
-def command(program: str, types: tuple[str, ...], json_: bool) -> None:
+def command(program: str, types: tuple[str, ...], engine: str | None, json_: bool) -> None:
     """Print program P line by line: instruction, live registers after it, NaN fix-ups, traps, and its cost."""
     from vyre.commands.programs import load, parse_types
     from vyre.program.analysis import analyse
@@ -27,6 +28,7 @@ def command(program: str, types: tuple[str, ...], json_: bool) -> None:
     facts = analyse(verified.program)
     cost = _cost(verified.program, facts)
     rows = _rows(verified.program, facts)
+    image = _on_gpu(verified.program) if engine == "cuda" else None
     if json_:
         show.as_json(
             {
@@ -36,6 +38,7 @@ def command(program: str, types: tuple[str, ...], json_: bool) -> None:
                 "code": rows,
                 "cost": cost,
             }
+            | ({"cuda": image} if image is not None else {})
         )
         return
     click.echo(f"{verified.program.name}, identity {verified.identity.hex()}")
@@ -53,6 +56,16 @@ def command(program: str, types: tuple[str, ...], json_: bool) -> None:
     )
     click.echo()
     show.table("", ("", "", ""), [(c["what"], f"{c['count']:,}", c["unit"]) for c in cost], right=(1,))
+    if image is not None:
+        click.echo()
+        show.table(
+            "On the GPU: p is a plane of the warp's register file, # a constant; what nothing names is the accumulator",
+            ("pc", "handler", "operands", "notes"),
+            [(r["pc"], r["handler"], r["operands"], r["notes"]) for r in image["records"]],
+            right=(0,),
+        )
+        click.echo()
+        show.table("", ("", "", ""), [(c["what"], f"{c['count']:,}", c["unit"]) for c in image["cost"]], right=(1,))
 
 
 def _declarations(program: Program) -> list[tuple[str, list[str]]]:
@@ -104,6 +117,44 @@ def _rows(program: Program, facts: Analysis) -> list[dict[str, Any]]:
         if op.name in ("if", "else", "loop"):
             depth += 1
     return rows
+
+
+def _on_gpu(program: Program) -> dict[str, Any]:
+    """The rewritten form and its live set."""
+    from vyre.engines.cuda.abi import ELEMENTS_PER_LANE, WARP
+    from vyre.engines.cuda.lower import lower
+    from vyre.engines.cuda.show import SHARED_OF_WARP, header_of, lanes_for, records_of
+
+    image = lower(program)
+    header = header_of(image)
+    records = [
+        {"pc": r.pc, "handler": r.handler, "operands": r.operands, "notes": "; ".join(filter(None, (r.notes, r.way)))}
+        for r in records_of(image)
+    ]
+    lanes = lanes_for(image, SHARED_OF_WARP)
+    cost = [
+        ("records", len(records), "rewritten instructions"),
+        (
+            "planes",
+            image.planes,
+            "32 bits of a register for all elements of a pass; the largest set that is live at once",
+        ),
+        ("uniform slots", header["slots"], f"constants and parameters, {header['constant_slots']} of them constants"),
+        ("block depth", header["depth"], "nested branches and loops"),
+        (
+            "lanes",
+            lanes,
+            f"of {WARP} carry {ELEMENTS_PER_LANE} elements each, with {SHARED_OF_WARP:,} bytes a warp (sm_90)",
+        ),
+        ("elements", lanes * ELEMENTS_PER_LANE, "in a pass of a warp"),
+        ("shared memory", image.shared_bytes, "bytes that a warp needs at the least"),
+        ("code", len(image.data), "bytes in the arena"),
+    ]
+    if image.heap_bytes:
+        cost.append(("device memory", image.heap_bytes, "bytes per warp for float sums"))
+    if image.quick:
+        cost.append(("tile", 1, "run by the polling warp itself when it comes alone"))
+    return {"records": records, "cost": [{"what": w, "count": c, "unit": u} for w, c, u in cost]}
 
 
 def _short(registers: list[int]) -> str:
