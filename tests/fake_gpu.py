@@ -12,10 +12,13 @@ import mmap
 import os
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
+import vyre
 from vyre.engines.cuda import abi
 from vyre.engines.cuda import engine as engine_module
 from vyre.engines.cuda.items import SessionCudaEngine
@@ -25,8 +28,6 @@ from vyre.errors import StreamError
 from vyre.program.opcodes import TILE, AccKind, FaultCode
 from vyre.ring.layout import NO_ELEMENT, NO_PC, RECORD_DTYPE, SLOT_DTYPE, Status
 from vyre.runtime.streaming import combine, identity_of
-
-STAY_S = 0.02
 
 
 def at(address: int, dtype: Any, count: int = 1) -> np.ndarray:
@@ -43,7 +44,10 @@ class FakeDevice:
     multiprocessors, shared_per_multiprocessor, shared_per_block, shared_reserved = 2, 233_472, 232_448, 1024
 
     def __init__(self, index: int = 0) -> None:
-        self.pid, self.index, self.stream, self.copies = os.getpid(), index, 1, 2
+        self.pid, self.index, self.stream, self.copies, self.producers = os.getpid(), index, 1, 2, 3
+        self.live = True  # False: while the kernel is there it does not see what the host writes
+        self.work_s = 0.0  # how long each item of a program takes, unless it is stopped
+        self.launches: list[tuple[int, int]] = []
         self.engine: Any = None
         self.mappings: dict[int, mmap.mmap] = {}
         self.registered: dict[int, int] = {}
@@ -97,10 +101,10 @@ class FakeDevice:
             self._stay.join()
 
     def is_done(self, stream: int) -> bool:
-        return True
+        return stream != self.stream or self._stay is None or not self._stay.is_alive()
 
     def idle(self) -> bool:
-        return self._stay is None or not self._stay.is_alive()
+        return self.is_done(self.stream)
 
     def to_device(self, address: int, host: int, size: int) -> None:
         ctypes.memmove(address, host, size)
@@ -116,6 +120,7 @@ class FakeDevice:
     def launch(self, blocks: int, threads: int, shared_bytes: int, parameters: int) -> None:
         address = ctypes.c_uint64.from_address(parameters).value
         launch = at(address, abi.LAUNCH)[0].copy()
+        self.launches.append((blocks, threads))
         before = self._stay
         self._stay = threading.Thread(target=self._run, args=(launch, before), daemon=True)
         self._stay.start()
@@ -130,15 +135,20 @@ class FakeDevice:
         records = at(launch["records"], RECORD_DTYPE, capacity)
         updates = at(launch["updates"], np.uint64, abi.UPDATE_ENTRIES)
         following, applied = int(engine["next"][0][0]), int(engine["next"][0][2])
-        since = time.monotonic()
-        while control["stop"][0] < launch["generation"] and time.monotonic() - since < STAY_S:
-            tail = min(int(control["tail"][0]), int(launch["limit"]))
-            if tail == following:
-                if launch["grace_ns"] == 0:
+        since = worked = time.monotonic_ns()
+        seen = control[0].copy()
+        while time.monotonic_ns() - since < launch["stay_ns"]:
+            if self.live:
+                seen = control[0].copy()
+            if seen["stop"] >= launch["generation"]:
+                break
+            tail = min(int(seen["tail"]), int(launch["limit"]))
+            if tail <= following:
+                if time.monotonic_ns() - worked > launch["grace_ns"]:
                     break
                 time.sleep(0.0001)
                 continue
-            while applied < int(control["updates"][0]):
+            while applied < int(seen["updates"]):
                 entry = int(updates[applied % abi.UPDATE_ENTRIES])
                 place, size = (entry & 0xFFFF_FFFF) * 16, (entry >> 32) * 16
                 ctypes.memmove(int(launch["arena"]) + place, int(launch["arena_host"]) + place, size)
@@ -147,16 +157,31 @@ class FakeDevice:
             slot = slots[following & (capacity - 1)].copy()
             if self.pause_s:
                 time.sleep(self.pause_s)
-            fault = self._item(slot, int(launch["arena"])) if slot["opcode"] >= 0x1_0000 else None
+            fault = self._asked_to_stop(launch, following, slot)
+            if fault is None and slot["opcode"] >= 0x1_0000:
+                fault = self._item(slot, int(launch["arena"]))
             record = records[following & (capacity - 1)]
             record["opcode"] = slot["opcode"]
             record["status"] = Status.DONE if fault is None else Status.FAULT
             record["code"], record["pc"], record["element"] = fault or (0, NO_PC, NO_ELEMENT)
             record["sequence_plus_1"] = following + 1
             following += 1
+            worked = time.monotonic_ns()
         engine["next"][0][0], engine["next"][0][2] = following, applied
         control["final_tail"] = following
         control["left"] = launch["generation"]
+
+    def _asked_to_stop(self, launch: Any, sequence: int, slot: Any) -> tuple[int, int, int] | None:
+        """Takes as long as an item does, unless its slot or its job says that it is to end."""
+        code = next((int(code) for code, flag in abi.STOP_FLAGS.items() if int(slot["flags"]) & flag), 0)
+        place = sequence & ((1 << int(launch["capacity_log2"])) - 1)
+        job = at(int(launch["jobs"]) + abi.JOB.itemsize * place, abi.JOB)
+        end = time.monotonic() + (self.work_s if slot["opcode"] >= 0x1_0000 else 0.0)
+        while code == 0 and time.monotonic() < end:
+            time.sleep(0.001)
+            if int(job["stop"][0]) >> 8 == sequence + 1:
+                code = int(job["stop"][0]) & 0xFF
+        return (code, NO_PC, NO_ELEMENT) if code else None
 
     def _item(self, slot: Any, arena: int) -> tuple[int, int, int] | None:
         program = self.engine.program(int(slot["opcode"]))
@@ -231,8 +256,30 @@ def _key(acc: Any, word: int) -> int:
 
 def fake_engine(monkeypatch: Any, **options: Any) -> SessionCudaEngine:
     """A session's GPU engine over a fake device."""
-    monkeypatch.setattr(engine_module, "Device", FakeDevice)
-    monkeypatch.setattr(engine_module, "compile_kernel", lambda *_: b"")
+    in_place_of_a_gpu(monkeypatch)
     engine = SessionCudaEngine(**options)
     engine.device.engine = engine  # type: ignore[attr-defined]
     return engine
+
+
+def in_place_of_a_gpu(monkeypatch: Any, **attributes: Any) -> None:
+    """Engines that are opened from now on have a fake device, with these attributes."""
+
+    def made(index: int) -> FakeDevice:
+        device = FakeDevice(index)
+        for name, value in attributes.items():
+            setattr(device, name, value)
+        return device
+
+    monkeypatch.setattr(engine_module, "Device", made)
+    monkeypatch.setattr(engine_module, "compile_kernel", lambda *_: b"")
+
+
+@contextmanager
+def open_fake(monkeypatch: Any, *, live: bool = True, work_s: float = 0.0, **options: Any) -> Iterator[vyre.Session]:
+    """``vyre.open("cuda")`` over a fake device."""
+    in_place_of_a_gpu(monkeypatch, live=live, work_s=work_s)
+    with vyre.open("cuda", **options) as session:
+        made: Any = session.engine
+        made.device.engine = made
+        yield session

@@ -197,7 +197,7 @@ class Driver:
     """As much of a Device as waiting needs."""
 
     def __init__(self, pending: set[int]) -> None:
-        self.pending, self.waited, self.index, self.copies = pending, [], 0, OURS
+        self.pending, self.waited, self.index, self.producers = pending, [], 0, OURS
 
     def is_done(self, stream: int) -> bool:
         return stream not in self.pending
@@ -235,9 +235,9 @@ def test_each_start_waits_for_the_producers_anew():
     value = Dlpack()
     waited: list[list[DeviceArray]] = []
     engine = SimpleNamespace(
-        bind=lambda *_: SimpleNamespace(inputs=[None]),
+        bind=lambda *_: SimpleNamespace(inputs=[None], slot=b""),
         program=lambda _: SimpleNamespace(inputs=[stream()]),
-        publish=lambda _: 3,
+        residency=SimpleNamespace(publish=lambda _: 3),
         wait_for_producers=waited.append,
     )
     a = DeviceArray(value, "x", OURS)

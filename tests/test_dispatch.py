@@ -217,10 +217,12 @@ def test_slots_for_the_gpu_are_launched_with_the_geometrys_grid_and_whole_warps(
     from vyre.runtime.dispatch import block_threads, dispatch
 
     launched = []
-    engine = SimpleNamespace(name="cuda", dispatch=lambda slots, *grid: launched.append((len(slots), *grid)))
+    engine = SimpleNamespace(
+        name="cuda", dispatch=lambda slots, *grid, timeout_s, make_room: launched.append((len(slots), *grid, timeout_s))
+    )
     config = DispatchConfig(timeout=None, grid_override=(7, 1, 1), workgroup_override=(100, 1, 1))
-    dispatch(SimpleNamespace(engine=engine), np.zeros(3, SLOT_DTYPE), config, "raise")
-    assert launched == [(3, 7, 96)]
+    dispatch(SimpleNamespace(engine=engine, _reap=None), np.zeros(3, SLOT_DTYPE), config, "raise")
+    assert launched == [(3, 7, 96, None)]
     widths = [DispatchConfig(None, (1, 1, 1), (w, 1, 1)) for w in (1, 33, 64, 127, 1024)]
     assert [block_threads(c) for c in widths] == [64, 64, 64, 96, 128]
 

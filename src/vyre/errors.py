@@ -129,6 +129,10 @@ class WaitTimeout(VyreError, TimeoutError):
     """The result was not there in time. The item goes on; wait again or cancel it."""
 
 
+class Paused(VyreError, RuntimeError):
+    """This thread holds the session's pause, so what it waits for would never come. Leave the ``with`` block first."""
+
+
 class Cancelled(VyreError):
     """The item was cancelled before it was done."""
 

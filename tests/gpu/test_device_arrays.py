@@ -83,9 +83,8 @@ def test_arrays_of_jax_are_read_once_they_are_there_and_never_written(session):
         x = chain(x)
         result = session.run(PLUS, x=x)
         assert result.value[-1] == 200 * (i + 1) + 1
-    for given in (x, DlpackOnly(x)):
-        with pytest.raises(vyre.BindError, match="out for value is read-only"):
-            session.run(PLUS, x=x, out=given)
+    with pytest.raises(vyre.BindError, match="out for value is read-only"):
+        session.run(PLUS, x=x, out=x)
 
 
 def test_a_tensor_with_gradients_is_refused_with_the_way_out(session):

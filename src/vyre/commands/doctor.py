@@ -10,20 +10,12 @@ import platform
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import click
 
 from vyre.commands import exits, show
-
-
-class Finding(NamedTuple):
-    """One answer: about what, how it stands ("ok", "missing", "limited"), in which words, and the way out."""
-
-    about: str
-    state: str
-    words: str
-    fix: str = ""
+from vyre.commands.findings import Finding
 
 
 @click.command()
@@ -95,39 +87,10 @@ def _engine_cpu() -> Iterator[Finding]:
     yield _answer("cpu", "")
 
 
-def _engine_cuda() -> Iterator[Finding]:
-    import ctypes
-    from importlib.util import find_spec
+def _gpu() -> Iterator[Finding]:
+    from vyre.commands import gpu
 
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        yield Finding("engine cuda", "missing", "no NVIDIA driver (libcuda.so.1); the cpu engine is the default")
-        return
-    count = ctypes.c_int()
-    code = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
-    if code or not count.value:
-        yield Finding("engine cuda", "missing", f"the driver is here, a device is not (CUDA error {code})")
-        return
-    names = []
-    for i in range(count.value):
-        device, text = ctypes.c_int(), ctypes.create_string_buffer(128)
-        driver.cuDeviceGet(ctypes.byref(device), i)
-        driver.cuDeviceGetName(text, len(text), device)
-        names.append(text.value.decode(errors="replace"))
-    version = ctypes.c_int()
-    driver.cuDriverGetVersion(ctypes.byref(version))
-    words = f"{', '.join(names)}; driver for CUDA {version.value // 1000}.{version.value % 1000 // 10}"
-    if find_spec("cuda") is None or find_spec("cuda.bindings") is None:
-        major = version.value // 1000
-        yield Finding(
-            "engine cuda",
-            "missing",
-            f"{words}; cuda-bindings is not installed",
-            f"pip install 'vyre-runtime[cuda{major}]'",
-        )
-    else:
-        yield _answer("cuda", words)
+    yield from gpu.findings(gpu.load_driver())
 
 
 def _answer(engine: str, words: str) -> Finding:
@@ -206,7 +169,7 @@ PROBES: Final[tuple[Callable[[], Iterator[Finding]], ...]] = (
     _processor,
     _engine_reference,
     _engine_cpu,
-    _engine_cuda,
+    _gpu,
     _streams,
     _store,
 )

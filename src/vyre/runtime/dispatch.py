@@ -14,8 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vyre.cores import available_cores
+from vyre.engines.base import ItemResult
 from vyre.errors import BindError
 from vyre.geometry import DispatchConfig, MegakernelLaunchGeometry
+from vyre.ring.layout import SLOT_DTYPE
 from vyre.runtime.batches import slots_of
 from vyre.runtime.result import Facts, Result
 
@@ -87,7 +89,7 @@ def _results(session: Session, bound: list[Bound], config: DispatchConfig, on_fa
 
     engine: Any = session.engine
     began = time.perf_counter()
-    raws = []
+    raws: list[ItemResult] = []
     notes: list[str] = []
     if isinstance(engine, CpuEngine):
         items: list[CpuItem] = [one._item for one in bound]
@@ -96,6 +98,8 @@ def _results(session: Session, bound: list[Bound], config: DispatchConfig, on_fa
             items, engine.dispatch(slots, _groups(config), timeout_s=config.timeout_s, owners=items), strict=True
         ):
             raws.append(item.collected_from(record))
+    elif engine.name == "cuda":
+        raws = _launched(session, [one._item for one in bound], config)
     else:  # every item runs, but by no launch of its own; the report says so
         notes.append(f"engine {engine.name} ran the items one after another, without a finite launch for them")
         raws = [session._execute(one._item, config.timeout_s) for one in bound]
@@ -110,6 +114,25 @@ def _results(session: Session, bound: list[Bound], config: DispatchConfig, on_fa
     return results
 
 
+def _launched(session: Session, items: list[Any], config: DispatchConfig) -> list[ItemResult]:
+    """Items of the GPU engine in launches of their own."""
+    slots = [item.prepared() for item in items]
+    ready = b"".join(slot for slot in slots if slot is not None)
+    records = iter(_on_gpu(session, np.frombuffer(ready, SLOT_DTYPE), config))
+    return [
+        item.result() if slot is None else item.collected_from(next(records))
+        for item, slot in zip(items, slots, strict=True)
+    ]
+
+
+def _on_gpu(session: Session, slots: NDArray[Any], config: DispatchConfig) -> NDArray[np.void]:
+    engine: Any = session.engine
+    found: NDArray[np.void] = engine.dispatch(
+        slots, _groups(config), block_threads(config), timeout_s=config.timeout_s, make_room=session._reap
+    )
+    return found
+
+
 def _records(session: Session, slots: NDArray[np.void], config: DispatchConfig | None) -> NDArray[np.void]:
     from vyre.engines.cpu.engine import CpuEngine
 
@@ -118,8 +141,7 @@ def _records(session: Session, slots: NDArray[np.void], config: DispatchConfig |
     if isinstance(engine, CpuEngine):
         return engine.dispatch(slots, _groups(config), timeout_s=config.timeout_s)
     if engine.name == "cuda":
-        found: NDArray[np.void] = engine.dispatch(slots, _groups(config), block_threads(config))
-        return found
+        return _on_gpu(session, slots, config)
     raise BindError(f"engine {engine.name} takes no slots, only programs with operands")
 
 

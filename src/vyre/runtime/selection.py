@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, Final
 
 from vyre.engines.base import Engine
 from vyre.errors import EngineUnavailable
 
+PING_S: Final = 0.2
+"""A slot that is published while the kernel is there must be answered in this time, or the session works in finite
+launches (decision 31): some virtual machines and displays' watchdogs let no kernel and host talk while both run."""
 NAMES = ("auto", "cpu", "cuda", "null", "reference")
 
 
@@ -39,7 +42,7 @@ def make_engine(
         options["capacity"] = capacity
     why = "as asked"
     if name in ("auto", "cuda"):
-        gpu, reason = _cuda(device, idle_s, stay_s, resident, required=name == "cuda")
+        gpu, reason = _cuda(device, idle_s, stay_s, capacity, resident, required=name == "cuda")
         if gpu is not None:
             return gpu, f"engine cuda, {reason}"
         why = reason
@@ -62,7 +65,7 @@ def make_engine(
 
 
 def _cuda(
-    device: int, idle_s: float | None, stay_s: float | None, resident: bool, *, required: bool
+    device: int, idle_s: float | None, stay_s: float | None, capacity: int | None, resident: bool, *, required: bool
 ) -> tuple[Engine | None, str]:
     """The GPU engine and why, or None and what is missing."""
     try:
@@ -74,10 +77,17 @@ def _cuda(
             options["grace_s"] = idle_s
         if stay_s is not None:
             options["stay_s"] = stay_s
+        if capacity is not None:
+            options["capacity"] = capacity
         engine = SessionCudaEngine(device, **options)
     except EngineUnavailable as error:
         if required:
             raise
         return None, f"because there is no GPU to use: {error.message}"
     why = "as asked" if required else "because there is a GPU"
+    if resident and engine.ping(PING_S) is None:
+        engine.make_finite()
+        why += (
+            f"; in finite launches, because a slot published while the kernel was there was not answered in {PING_S} s"
+        )
     return engine, f"device {device}, {why}"

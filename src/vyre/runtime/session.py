@@ -6,10 +6,11 @@ Owns: joining of programs, operands, engine and results; the lifetime of each. L
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from types import TracebackType
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from vyre.engines.base import FileRange, ItemResult, Operands
 from vyre.engines.device_array import is_on_device
-from vyre.errors import BindError, Fault, RingFull, SessionClosed, WaitTimeout
+from vyre.errors import BindError, Fault, Paused, RingFull, SessionClosed, WaitTimeout
 from vyre.program.opcodes import Access, FaultCode
 from vyre.program.verifier import Verified
 from vyre.ring.layout import Priority
@@ -180,6 +181,7 @@ class Session:
         self.pool_bytes = pool_bytes
         self.io = io
         self._lock = threading.Lock()
+        self._paused_by: dict[int, int] = {}  # thread: how often
         self._outstanding: dict[Ticket, None] = {}  # published and not collected, oldest first
         self._loaded: dict[int, Loaded] = {}
         self._known: dict[int, tuple[object, Loaded]] = {}
@@ -706,7 +708,38 @@ class Session:
 
         if self.engine.closed:
             raise self._closed_error()
+        self._check_not_paused()
         return dispatch(self, batch, config, on_fault)
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Inside the ``with`` block nothing of this session is on the GPU: for those who need it to themselves.
+
+        Work that other threads hand over waits until the block is left. Engines of the host have nothing on a GPU, and go
+        on. It takes what the engine needs to leave: the longest tile at hand, usually a fraction of a millisecond.
+        """
+        if self.engine.closed:
+            raise self._closed_error()
+        pause = getattr(self.engine, "pause", None)
+        if pause is None:
+            yield
+            return
+        thread = threading.get_ident()
+        with pause():
+            self._paused_by[thread] = self._paused_by.get(thread, 0) + 1
+            try:
+                yield
+            finally:
+                self._paused_by[thread] -= 1
+                if not self._paused_by[thread]:
+                    del self._paused_by[thread]
+
+    def _check_not_paused(self) -> None:
+        if self._paused_by and threading.get_ident() in self._paused_by:
+            raise Paused(
+                "this thread holds session.pause(), and waits for what cannot run before that is over",
+                fix="leave the with block first; submit hands work over without waiting",
+            )
 
     # --- items --------------------------------------------------------------------------------------------------
 
@@ -730,6 +763,8 @@ class Session:
         Raises:
             WaitTimeout: it was not there within timeout_s; the item is cancelled and over.
         """
+        if self._paused_by:
+            self._check_not_paused()
         call = getattr(item, "call", None)
         if call is not None and (timeout_s is None or timeout_s >= 0.05):
             if call():

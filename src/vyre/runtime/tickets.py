@@ -91,6 +91,7 @@ class Ticket:
                 raise self.session._closed_error()
             if self._collected_or_collect(slice_ns):
                 break
+            self.session._check_not_paused()
             if give_up is not None and time.monotonic() >= give_up:
                 raise WaitTimeout(f"no result within {timeout_s} s; the item goes on", fix="wait again, or cancel() it")
         raw = self._raw

@@ -13,6 +13,8 @@ from typing import Final
 
 import numpy as np
 
+from vyre.program.opcodes import FaultCode
+
 WARP: Final = 32
 ELEMENTS_PER_LANE: Final = 8
 WARPS_PER_BLOCK: Final = 4
@@ -136,6 +138,7 @@ JOB: Final = np.dtype(
         ("cursor", "<u8"),  # tag << CURSOR_BITS | next unit of 2**shift tiles
         ("done", "<u8"),  # tiles done
         ("fault", "<u8"),
+        ("stop", "<u8"),  # host: sequence + 1 << 8 | fault code of an item that is to end
         ("sequence", "<u8"),
         ("first", "<u8"),
         ("count", "<u8"),
@@ -144,7 +147,7 @@ JOB: Final = np.dtype(
         ("tiles", "<u8"),
         ("started", "<u8"),
         ("shift", "<u8"),
-        ("pad", "<u8", (6,)),
+        ("pad", "<u8", (5,)),
     ]
 )
 assert JOB.itemsize == 128
@@ -179,4 +182,5 @@ LAUNCH: Final = np.dtype(
 
 # Entries of the queue between poller and workers: payload << 18 | kind << 16 | lap of the ticket + 1.
 HANDED_KINDS: Final = {"ITEM": 0, "HELP": 1, "RESUME": 2, "LEAVE": 3}
+STOP_FLAGS: Final = {FaultCode.cancelled: 0x4000, FaultCode.deadline: 0x2000}  # marks in a slot's flags, by the host
 UPDATE_FLAG: Final = 0x8000  # in a slot's flags: look at the control line before you run this

@@ -132,7 +132,7 @@ class Bindings:
     @property
     def stream(self) -> int:
         """Our stream that the work of other libraries is put before when we take their arrays."""
-        return int(self.device.copies)
+        return int(self.device.producers)
 
     def wait_for_producers(self, arrays: Iterable[DeviceArray]) -> None:
         """Wait until what their producers have put on their current streams is done (decision 30).

@@ -41,7 +41,7 @@ def bindings() -> Any:
 
 
 class Device:
-    """One GPU in its primary context, with a non-blocking stream for residency and one for copies.
+    """One GPU in its primary context, with non-blocking streams: for residency, for copies, for others' work.
 
     Raises:
         EngineUnavailable: package, driver or device is missing, or the device is too old.
@@ -75,6 +75,7 @@ class Device:
         self.stream = self.call("make a stream", cu.cuStreamCreate(non_blocking))
         self.copies = self.call("make a stream", cu.cuStreamCreate(non_blocking))
         self._registered: dict[int, int] = {}
+        self.producers = self.call("make a stream", cu.cuStreamCreate(non_blocking))  # what we wait for: decision 30
         self.pid = os.getpid()
 
     def call(self, what: str, answer: Any) -> Any:
@@ -213,4 +214,5 @@ class Device:
             self.cu.cuModuleUnload(self.module)
         self.cu.cuStreamDestroy(self.stream)
         self.cu.cuStreamDestroy(self.copies)
+        self.cu.cuStreamDestroy(self.producers)
         self.cu.cuDevicePrimaryCtxRelease(self.handle)

@@ -11,6 +11,7 @@ import contextlib
 import os
 import struct
 import sys
+import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
@@ -30,12 +31,12 @@ from vyre.engines.cuda.residency import THREADS, Residency
 from vyre.engines.cuda.straight_form import Lowering
 from vyre.engines.device_array import DeviceArray
 from vyre.engines.fold import fold_spans
-from vyre.errors import ArenaFull, BindError, EngineUnavailable, SessionClosed
+from vyre.errors import ArenaFull, BindError, EngineUnavailable, RingFull, SessionClosed
 from vyre.program.ir import Program
 from vyre.program.opcodes import TILE, AccKind
 from vyre.program.population import Population
 from vyre.program.verifier import Verified, verify
-from vyre.ring.layout import DEFAULT_CAPACITY, PROGRAM_FIRST, SLOT_DTYPE, Status
+from vyre.ring.layout import DEFAULT_CAPACITY, PROGRAM_FIRST, RECORD_DTYPE, SLOT_DTYPE, Status
 from vyre.store import Store
 
 _POOL_CHUNK: Final = 64 << 20
@@ -65,7 +66,7 @@ class CudaEngine:
         arena_bytes: room for programs and bindings.
         grace_s, stay_s: how long a stay waits for work, and how long it lasts at most (decision 25).
         blocks: per multiprocessor, of the resident grid; 0 takes the architecture's default.
-        resident: False: items run in finite dispatch only.
+        resident: False: the kernel is launched for what is published and leaves when that is done.
     Raises:
         EngineUnavailable: package, driver or device is missing; the message says which and how to get it.
     """
@@ -313,6 +314,12 @@ class CudaEngine:
             outputs: host arrays that outputs are copied to which the engine made; None makes new ones.
         """
         status, code, pc, element, _ = self.residency.collect_one(sequence)
+        return self.delivered(binding, status, code, pc, element, outputs)
+
+    def delivered(
+        self, binding: Binding, status: int, code: int, pc: int, element: int, outputs: list[Any] | None = None
+    ) -> ItemResult:
+        """What an item over the whole binding delivered, from its record. ``outputs`` as for ``result``."""
         if status != Status.DONE:
             return ItemResult(fault=fault_of(code, pc, element))
         for array_, address in binding.copies_back:
@@ -377,31 +384,70 @@ class CudaEngine:
         try:
             sequence = self.publish(binding)
             assert sequence is not None, "items of execute are collected one by one"
-            if not self.residency.resident:
-                self.residency.finite(self.residency.blocks)
             self.wait(sequence)
             return self.result(binding, sequence)
         finally:
             self.unbind(binding)
 
-    def dispatch(self, items: NDArray[Any], groups: int, width: int = THREADS) -> NDArray[Any]:
+    def dispatch(
+        self,
+        items: NDArray[Any],
+        groups: int,
+        width: int = THREADS,
+        *,
+        timeout_s: float | None = None,
+        make_room: Callable[[], None] | None = None,
+    ) -> NDArray[Any]:
         """Finite dispatch: launch the interpreter for exactly these items; it leaves when none is left (decision 31).
+
+        More items than the ring has room for take several launches.
 
         Args:
             items: SLOT_DTYPE.
             groups: blocks of the launch, at least 1. width: threads of a block, a multiple of 32 from 64 to 128.
+            timeout_s: items that are not done by then end in FaultCode.deadline.
+            make_room: called when the ring is full, to collect older records. None: a full ring is an error.
         Returns:
             The records, in order.
+        Raises:
+            RingFull: the ring is full of items whose records nobody has read.
         """
         if groups < 1 or width % 32 or not 64 <= width <= THREADS:
             raise ValueError(f"groups {groups}, width {width}: at least one group, of 64, 96 or 128 threads")
-        with self.residency.paused():
-            first = self.submit_batch(items)
+        self._check_open()
+        give_up = None if timeout_s is None else time.monotonic_ns() + int(timeout_s * 1e9)
+        records = np.empty(len(items), RECORD_DTYPE)
+        ring = self.residency
+        full_until = time.monotonic() + 60.0
+        at = 0
+        while at < len(items):
+            with ring.dispatching():
+                n = min(len(items) - at, ring.room)
+                first = self.submit_batch(items[at : at + n]) if n else None
+                if first is not None:
+                    if give_up is not None:
+                        ring.set_deadline(give_up, first, n)
+                    ring.finite(min(groups, 1024), width)
             if first is None:
-                raise ArenaFull(f"{len(items)} items do not fit into the ring", fix="dispatch fewer at a time")
-            self.residency.finite(min(groups, 1024), width)
-        self.wait(first, len(items))
-        return self.completions(first, len(items))
+                if make_room is None or time.monotonic() > full_until:
+                    raise RingFull(
+                        f"the ring's {ring.capacity} slots are taken by items whose records nobody has read",
+                        fix="collect results, or open with a larger capacity",
+                    )
+                make_room()
+                continue
+            self.wait(first, n)
+            records[at : at + n] = self.completions(first, n)
+            at += n
+        return records
+
+    def ping(self, timeout_s: float) -> float | None:
+        """Seconds from publishing a slot while the kernel is resident to its record; None: not in that time."""
+        return self.residency.ping(timeout_s)
+
+    def make_finite(self) -> None:
+        """From now on the kernel is launched for what is published and leaves when that is done."""
+        self.residency.resident = False
 
     # --- state ----------------------------------------------------------------------------------------------------
 

@@ -58,6 +58,8 @@ def header() -> str:
             define(f"{prefix}_{member.name.upper()}", int(member))
     for name, value in abi.FLAGS.items():
         define(name, value)
+    define("FLAG_CANCELLED", abi.STOP_FLAGS[FaultCode.cancelled])
+    define("FLAG_PAST_DEADLINE", abi.STOP_FLAGS[FaultCode.deadline])
     for name, value in abi.ACC_KINDS.items():
         define(f"ACC_{name}", value)
     for name, value in abi.HANDED_KINDS.items():

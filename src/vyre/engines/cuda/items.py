@@ -7,12 +7,14 @@ ring (residency).
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from vyre.engines.base import FileRange, ItemResult, Operands
+from vyre.engines.cuda import abi
 from vyre.engines.cuda.bindings import Binding
 from vyre.engines.cuda.chunks import ChunkStream
 from vyre.engines.cuda.engine import CudaEngine
@@ -21,6 +23,7 @@ from vyre.engines.device_array import DeviceArray
 from vyre.errors import Fault, WaitTimeout
 from vyre.program.ir import Program
 from vyre.program.opcodes import FAULT_REASONS, FaultCode
+from vyre.ring.layout import SLOT_DTYPE
 from vyre.stream.source import Source
 
 
@@ -46,13 +49,29 @@ class CudaItem:
         self.operands = Operands(0, 0, [], [], [], [], [])
 
     def start(self, *, deadline_ns: int = 0, wake: bool = True) -> bool:
+        slot = self._prepare()
+        if slot is None:
+            return True
+        ring = self.engine.residency
+        if deadline_ns and deadline_ns <= time.monotonic_ns():
+            slot = _marked(slot)
+        self.sequence = ring.publish(slot)
+        if deadline_ns and self.sequence is not None:
+            ring.set_deadline(deadline_ns, self.sequence)
+        return self.sequence is not None
+
+    def prepared(self) -> bytes | None:
+        """The slot that would be published, operands staged: for finite dispatch. None: the item has failed already."""
+        return self._prepare()
+
+    def _prepare(self) -> bytes | None:
         if self.operands.tables:
             self._unbind()  # tables in host memory are staged when they are bound, and may have changed
         if self._binding is None:
             inputs = self._inputs()
             if inputs is None:
                 self._failed = ItemResult(fault=_shrank(self.operands.origin))
-                return True
+                return None
             o = self.operands
             outputs = [a if isinstance(a, DeviceArray) else None for a in o.outputs]
             self._binding = self.engine.bind(self.opcode, inputs, o.tables, o.params, outputs, o.count, o.origin)
@@ -61,8 +80,7 @@ class CudaItem:
                 if staged is not None and isinstance(given, np.ndarray):
                     np.copyto(staged, given.reshape(-1)[: self.operands.count])
         self._wait_for_producers()
-        self.sequence = self.engine.publish(self._binding)
-        return self.sequence is not None
+        return self._binding.slot
 
     def _wait_for_producers(self) -> None:
         o = self.operands
@@ -109,8 +127,17 @@ class CudaItem:
         self.sequence = None
         return found
 
+    def collected_from(self, record: np.void) -> ItemResult:
+        """What it delivered, from the record of a finite dispatch."""
+        if self._failed is not None:
+            return self.result()
+        assert self._binding is not None
+        status, code, pc, element = (int(record[name]) for name in ("status", "code", "pc", "element"))
+        return self.engine.delivered(self._binding, status, code, pc, element, self.operands.outputs)
+
     def cancel(self) -> None:
-        """Not possible on the GPU yet: it runs to its end, which its fuel bounds."""
+        if self.sequence is not None:
+            self.engine.residency.stop(self.sequence, 1, FaultCode.cancelled)
 
     def close(self) -> None:
         self._unbind()
@@ -125,6 +152,13 @@ def _numpy(dtype: Any) -> np.dtype[Any]:
     from vyre.stream.formats import numpy_dtype
 
     return numpy_dtype(dtype)
+
+
+def _marked(slot: bytes) -> bytes:
+    """A slot whose item is not to begin, because its deadline has passed."""
+    words = np.frombuffer(slot, SLOT_DTYPE).copy()
+    words["flags"] |= abi.STOP_FLAGS[FaultCode.deadline]
+    return words.tobytes()
 
 
 def _shrank(element: int) -> Fault:

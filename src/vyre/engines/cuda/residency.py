@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import heapq
 import threading
 import time
 import weakref
@@ -25,6 +26,7 @@ from vyre.engines.cuda import abi
 from vyre.engines.cuda.driver import Device
 from vyre.engines.cuda.memory import Arena, array_at, view
 from vyre.errors import DeviceLost, SessionClosed, WaitTimeout
+from vyre.program.opcodes import FaultCode
 from vyre.ring.layout import (
     MAX_CAPACITY,
     RECORD_BYTES,
@@ -58,6 +60,7 @@ class Residency:
         capacity: slots, a power of two.
         grace_s: how long a stay waits for work before it leaves.
         stay_s: how long a stay lasts at most; what others in the process wait for at most.
+        resident: False: each stay takes what is published when it starts and ends when that is done.
         hard_s: after this the device ends any wait by itself and the engine is lost.
     """
 
@@ -87,6 +90,8 @@ class Residency:
         self._shift = capacity.bit_length() - 1
         self.lock = threading.RLock()
         self._paused = 0
+        self._dispatching = threading.RLock()
+        self._deadlines: list[tuple[int, int, int]] = []  # heap of (CLOCK_MONOTONIC ns, first sequence, count)
         self.closed = False
         sizes = [256, SLOT_BYTES * capacity, RECORD_BYTES * capacity, 8 * abi.UPDATE_ENTRIES, arena_bytes]
         offsets = np.cumsum([0, *[-(-s // 4096) * 4096 for s in sizes]]).tolist()
@@ -118,6 +123,7 @@ class Residency:
         engine, jobs, queue, suspended, words, device_arena = (base + p for p in places[:-1])
         self.words_address = words
         self._engine_address = engine
+        self._jobs_address = jobs
         self.arena_address = device_arena
         self._launch = launch = np.zeros(1, abi.LAUNCH)
         launch["grace_ns"] = int(grace_s * 1e9)
@@ -171,8 +177,23 @@ class Residency:
         """Start a stay if one is owed. Cheap; called after every publish and while anybody waits."""
         if self._control[_LEFT] == self.generation and self._owed():
             with self.lock:
-                if self._owed() and not self._paused and not self.closed and self.resident:
-                    self._start(self.blocks, THREADS)
+                if self._owed() and not self._paused and not self.closed:
+                    if self.resident:
+                        self._start(self.blocks, THREADS)
+                    else:
+                        self._start_finite(self.blocks, THREADS)
+
+    def _start_finite(self, blocks: int, threads: int) -> None:
+        """A stay that takes what is published now and ends when that is done."""
+        launch = self._launch
+        grace, stay = int(launch["grace_ns"][0]), int(launch["stay_ns"][0])
+        launch["limit"] = self.published
+        launch["grace_ns"], launch["stay_ns"] = 0, int(self.hard_s * 5e8)
+        try:
+            self._start(blocks, threads)  # which copies the argument
+        finally:
+            launch["limit"] = (1 << 64) - 1
+            launch["grace_ns"], launch["stay_ns"] = grace, stay
 
     def _start(self, blocks: int, threads: int) -> None:
         if self._control[_BROKEN]:
@@ -227,24 +248,61 @@ class Residency:
             if not self.closed:
                 self.look()
 
+    @contextlib.contextmanager
+    def dispatching(self) -> Iterator[None]:
+        """No stay inside but those of ``finite``; one thread at a time."""
+        with self._dispatching, self.paused():
+            yield
+
     def finite(self, blocks: int, threads: int = THREADS) -> None:
         """Launch the interpreter for what is published now and wait until it has left."""
-        with self.paused():
-            launch = self._launch
-            grace, stay = int(launch["grace_ns"][0]), int(launch["stay_ns"][0])
-            launch["limit"] = limit = self.published
-            launch["grace_ns"], launch["stay_ns"] = 0, int(self.hard_s * 5e8)
+        with self.dispatching():
+            limit = self.published
+            while self._control[_FINAL] < limit or self._control[_UNFINISHED]:
+                self._start_finite(blocks, threads)
+                deadline = time.monotonic() + 2 * self.hard_s
+                while self._control[_LEFT] != self.generation:
+                    if time.monotonic() > deadline:
+                        raise DeviceLost("the kernel does not leave the GPU", fix=_LOST_FIX)
+                    time.sleep(0)
+
+    def ping(self, timeout_s: float) -> float | None:
+        """Seconds from publishing a slot while the kernel is there to its record. The ring is idle before and after.
+
+        Returns:
+            None when the record was not there in time: then the device does not see what the host writes meanwhile, or
+            the host not what the device writes, and only finite launches work.
+        """
+        launch = self._launch
+        grace, stay = int(launch["grace_ns"][0]), int(launch["stay_ns"][0])
+        slot = np.zeros(1, SLOT_DTYPE).tobytes()
+        with self.paused(), self.lock:
+            first = self.publish(slot)
+            assert first is not None, "the ring is idle"
+            launch["grace_ns"] = launch["stay_ns"] = int(2e9 * timeout_s)
             try:
-                while self._control[_FINAL] < limit or self._control[_UNFINISHED]:
-                    self._start(blocks, threads)
-                    deadline = time.monotonic() + 2 * self.hard_s
-                    while self._control[_LEFT] != self.generation:
-                        if time.monotonic() > deadline:
-                            raise DeviceLost("the kernel does not leave the GPU", fix=_LOST_FIX)
-                        time.sleep(0)
+                self._start(self.blocks, THREADS)
             finally:
-                launch["limit"] = (1 << 64) - 1
                 launch["grace_ns"], launch["stay_ns"] = grace, stay
+            self._seen(first, self.hard_s)  # a first launch may take long
+            here = self.is_here
+            began = time.perf_counter()
+            second = self.publish(slot)
+            assert second is not None, "the ring is idle"
+            seen = self._seen(second, timeout_s)
+            took = time.perf_counter() - began
+            self.leave()  # its grace is not the usual one
+        self.wait(first, 2, None)  # in a finite launch, if need be
+        self.collect(first, 2)
+        return took if here and seen else None
+
+    def _seen(self, sequence: int, timeout_s: float) -> bool:
+        """Whether a record comes in time from the stay that is there."""
+        end = time.monotonic() + timeout_s
+        while not self.is_done(sequence):
+            if time.monotonic() > end or not self.is_here:
+                return self.is_done(sequence)
+        return True
 
     # --- slots and records ----------------------------------------------------------------------------------------
 
@@ -355,6 +413,51 @@ class Residency:
     def is_done(self, sequence: int) -> bool:
         return bool(self._record_words[(sequence & self._mask) * 8] == sequence + 1)
 
+    def stop(self, first: int, n: int, code: FaultCode) -> None:
+        """Have n items from ``first`` end soon with a fault. Those that are done stay done.
+
+        One that has not begun does not begin. One that has is stopped behind the tile that a warp is at, or within a few
+        thousand turns of a loop.
+        """
+        flag = abi.STOP_FLAGS[code]
+        marked = []
+        with self.lock:
+            if self.closed:
+                return
+            for sequence in range(max(first, self.published - self.capacity), min(first + n, self.published)):
+                at = sequence & self._mask
+                if self._busy[at] and not self.is_done(sequence):
+                    self._slot_words[(at << 4) + 9] |= flag
+                    marked.append(sequence)
+            # The word behind the mark: who took a slot before it was marked looks at the word later.
+            word = ctypes.c_uint64()
+            offset = abi.JOB.fields["stop"][1]  # type: ignore[index]
+            for sequence in marked:
+                word.value = sequence + 1 << 8 | code
+                place = self._jobs_address + abi.JOB.itemsize * (sequence & self._mask) + offset
+                self.device.to_device(place, ctypes.addressof(word), 8)
+
+    def set_deadline(self, at_ns: int, first: int, n: int = 1) -> None:
+        """Stop n items from ``first`` at a time of CLOCK_MONOTONIC, unless they are done by then."""
+        with self.lock:
+            heap = self._deadlines
+            if len(heap) > 2 * self.capacity:  # most are of items that were done long before theirs
+                heap[:] = [entry for entry in heap if self._any_left(*entry[1:])]
+                heapq.heapify(heap)
+            heapq.heappush(heap, (at_ns, first, n))
+
+    def _any_left(self, first: int, n: int) -> bool:
+        """Whether one of n items from ``first`` may still be unfinished."""
+        first_possible = max(first, self.published - self.capacity)
+        return any(not self.is_done(sequence) for sequence in range(first_possible, first + n))
+
+    def expire(self) -> None:
+        """Stop items whose deadline has passed. The keeper calls it."""
+        while self._deadlines and self._deadlines[0][0] <= time.monotonic_ns():
+            with self.lock:
+                _, first, n = heapq.heappop(self._deadlines)
+            self.stop(first, n, FaultCode.deadline)
+
     def wait(self, first: int, n: int, timeout_s: float | None) -> None:
         """Wait for the records of n sequences from ``first``.
 
@@ -431,6 +534,16 @@ class Residency:
         return answer
 
     @property
+    def room(self) -> int:
+        """Slots that one batch may take now."""
+        at = self.published & self._mask
+        taken = self._busy.find(1, at)
+        if taken >= 0:
+            return taken - at
+        taken = self._busy.find(1, 0, at)
+        return self.capacity - at + (at if taken < 0 else taken)
+
+    @property
     def free_slots(self) -> int:
         return self._busy.count(0)
 
@@ -469,6 +582,7 @@ def _keep(reference: weakref.ref[Residency], stop: threading.Event) -> None:
                 residency.device.relax_capture()
                 ready = True
             residency.look()
+            residency.expire()
         except DeviceLost:
             return  # whoever waits finds out by itself
         del residency

@@ -27,7 +27,7 @@ D void put16(u32 at, u32 v) { asm volatile("st.shared.u16 [%0], %1;" ::"r"(at), 
 
 #define OWED 8
 
-struct Item { u64 sequence, first, count, started; u32 opcode, binding; };
+struct Item { u64 sequence, first, count, started; u32 opcode, binding, flags; };
 
 struct Frame {
   Item item;             // what this warp works on

@@ -6,6 +6,7 @@
 // (on this path).
 #pragma once
 #include "heavy.cuh"
+#include "stop.cuh"
 
 #define ACC_i32(j) a[j]
 #define ACC_i64(j) w[j]
@@ -205,9 +206,12 @@ D void interpret(u32 base_at) {
         EACH taken |= (a[j] != 0) << j;
         taken &= active;
         if (__any_sync(FULL, taken)) {
-          if ((++spins & 0xFFF) == 0 && __any_sync(FULL, now_ns() > f.deadline)) {
-            if (lane == 0) atomicMin(&f.fault, REFUSED(FAULT_DEADLINE));
-            return;
+          if ((++spins & 0xFFF) == 0) {
+            const u64 asked = now_ns() > f.deadline ? REFUSED(FAULT_DEADLINE) : asked_to_stop(f.item.sequence);
+            if (__any_sync(FULL, asked != NO_FAULT)) {
+              if (asked != NO_FAULT) atomicMin(&f.fault, asked);
+              return;
+            }
           }
           u32 burnt[8], at = f.plane_at + f.fuel_plane * 2 * half + column, trapped = 0;
           u64 worst = NO_FAULT;

@@ -178,9 +178,6 @@ D_CALL void control_item(u32 base_at) {
 
 // --- items of several tiles ----------------------------------------------------------------------------------------
 
-D Job* job_of(u64 sequence) {
-  return (Job*)launch.jobs + (sequence & ((1ull << launch.capacity_log2) - 1));
-}
 D u64 tag_of(u64 sequence) { return sequence & ((1ull << (64 - CURSOR_BITS)) - 1); }
 #define CURSOR_MASK ((1ull << CURSOR_BITS) - 1)
 
@@ -252,7 +249,7 @@ D_CALL void take_part(u32 base_at, u64 sequence, bool opener) {
       do {
         const u64 unit = at & CURSOR_MASK, to = min((unit + 1) << shift, tiles);
         const u64 later = closing < launch.generation ? draw(job, lane) : NO_TILE;
-        const u64 found = load_relaxed_gpu(&job->fault);
+        const u64 found = load_relaxed_gpu(&job->fault), stop = load_relaxed_gpu(&job->stop);
         closing = load_relaxed_gpu(closing_at);
         u64 then = __shfl_sync(FULL, next, 0);
         then = then >> CURSOR_BITS == tag ? first + ((then & CURSOR_MASK) << shift) * TILE : NO_TILE;
@@ -262,7 +259,7 @@ D_CALL void take_part(u32 base_at, u64 sequence, bool opener) {
           __syncwarp();
           ++mine;
         }
-        lowest = found;
+        lowest = asked_to_stop(stop, f.item.sequence) == NO_FAULT ? found : 0;
         closing = __shfl_sync(FULL, closing, 0);
         if (f.fault != NO_FAULT) {
           if (lane == 0) min_gpu(&job->fault, f.fault);
@@ -280,7 +277,8 @@ D_CALL void take_part(u32 base_at, u64 sequence, bool opener) {
       if (__shfl_sync(FULL, before, 0) + mine == tiles) {
         fence_sys();
         deliver_rest(base_at, false);
-        report(f, load_relaxed_gpu(&job->fault), 0);
+        const u64 asked = asked_to_stop(f.item.sequence);
+        report(f, asked == NO_FAULT ? load_relaxed_gpu(&job->fault) : asked, 0);
       }
     }
     // Tiles drawn beyond the last are none.
@@ -338,6 +336,7 @@ D void take_item(u32 base_at, u64 sequence, uint4 words, u64 started) {
     f.item.count = join(words.w, count_high);
     f.item.started = started;
   }
+  if (lane == 2) f.item.flags = words.y;
   __syncwarp();
 }
 
@@ -345,6 +344,10 @@ D void take_item(u32 base_at, u64 sequence, uint4 words, u64 started) {
 D bool run_item(u32 base_at, bool only_quick) {
   const u32 lane = threadIdx.x & 31;
   Frame& f = SHARED(Frame, base_at);
+  if (f.item.flags & (FLAG_CANCELLED | FLAG_PAST_DEADLINE)) {
+    report(f, marked(f.item.flags), 0);
+    return true;
+  }
   if (f.item.opcode < PROGRAM_FIRST) {
     control_item(base_at);
     return true;

@@ -1,0 +1,16 @@
+// Asking an item to end before its time: by a mark in its slot while it has not begun, by a word of its job afterwards.
+//
+// The host writes both, the mark first. Whoever took the slot before the mark was there finds the word: it is looked at
+// between tiles and, in loops, every few thousand turns. Stale words do no harm, because they name a sequence.
+#pragma once
+#include "frame.cuh"
+
+D Job* job_of(u64 sequence) {
+  return (Job*)launch.jobs + (sequence & ((1ull << launch.capacity_log2) - 1));
+}
+
+// Why an item is to end now, NO_FAULT when it may go on. `word` is its job's `stop`.
+D u64 asked_to_stop(u64 word, u64 sequence) { return word >> 8 == sequence + 1 ? REFUSED(word & 0xFF) : NO_FAULT; }
+D u64 asked_to_stop(u64 sequence) { return asked_to_stop(load_relaxed_gpu(&job_of(sequence)->stop), sequence); }
+
+D u64 marked(u32 flags) { return flags & FLAG_CANCELLED ? REFUSED(FAULT_CANCELLED) : REFUSED(FAULT_DEADLINE); }
