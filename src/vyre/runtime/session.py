@@ -68,7 +68,18 @@ class Loaded:
         opcode: what slots call it.
     """
 
-    __slots__ = ("_bytes", "_dtypes", "_idle", "_inputs", "_names", "opcode", "program", "session", "verified")
+    __slots__ = (
+        "_bytes",
+        "_dtypes",
+        "_idle",
+        "_inputs",
+        "_names",
+        "_plain",
+        "opcode",
+        "program",
+        "session",
+        "verified",
+    )
 
     def __init__(self, session: Session, verified: Verified, opcode: int) -> None:
         self.session = session
@@ -83,6 +94,7 @@ class Loaded:
         if program.params or program.tables:
             names += [p.name for p in program.params] + [t.name for t in program.tables]
         self._names = frozenset(names)
+        self._plain = bool(inputs) and not (program.params or program.tables or program.emits)
         self._bytes = 0
         for _, dtype, _ in inputs:
             self._bytes += dtype.itemsize
@@ -131,7 +143,7 @@ class Bound:
             SessionClosed, WaitTimeout: as for a ticket.
         """
         session = self.session
-        if session.closed:
+        if session.engine.closed:
             raise session._closed_error()
         try:
             raw = session._execute(self._item, timeout_s)
@@ -309,8 +321,8 @@ class Session:
         try:
             for name, dtype, stream in loaded._inputs:
                 a = named[name]
-                # The common case first: exactly the array that is needed, contiguous, aligned and, as most are, writable.
-                if type(a) is not np.ndarray or a.dtype is not dtype or not a.flags.carray:
+                # The common case first: exactly the array that is needed.
+                if type(a) is not np.ndarray or a.dtype is not dtype or not a.flags.c_contiguous or not a.flags.aligned:
                     if self._device_stream is not None and type(a) is not np.ndarray and is_on_device(a):
                         a = on_device("input", stream, a, self._device_stream)
                     else:
@@ -318,14 +330,10 @@ class Session:
                 arrays.append(a)
         except KeyError:
             raise BindError(f"program {program.name}: input {stream.name} ({stream.dtype.name}) is missing") from None
-        alike = elements is None and bool(arrays)
-        if alike:
-            shape, count = arrays[0].shape, arrays[0].size
-            for a in arrays:
-                alike = alike and a.shape == shape
-        if not alike:
-            count = count_of(program, arrays, elements)
-            shape = arrays[0].shape if arrays and all(a.shape == arrays[0].shape for a in arrays) else (count,)
+        count = count_of(program, arrays, elements)
+        shape = arrays[0].shape if arrays else (count,)
+        if len(arrays) > 1 and any(a.shape != shape for a in arrays):
+            shape = (count,)
         params = params_of(loaded, named) if program.params else []
         tables: list[Any] = []
         for table in program.tables:
@@ -423,11 +431,10 @@ class Session:
                 with self._stream(loaded, named, chunk, io, progress, inputs) as stream:
                     return stream.run_to_end(out, on_fault, timeout_s)
             named = with_inputs(loaded, inputs, named)
-        for name, _, _ in loaded._inputs:
-            if type(named.get(name)) is not np.ndarray:
-                break
-        else:
-            return self._run(loaded, named, out, elements, timeout_s, on_fault)
+        plain = _plain_operands(loaded, named) if out is None and elements is None else None
+        if plain is not None:
+            operands, shape = plain
+            return self._run_bound(loaded, operands, shape, [], timeout_s, on_fault)
         if any_in_files(loaded, named) or (out is None and any_in_chunks(loaded, named)):
             if elements is not None:
                 raise BindError(f"elements={elements} given, but files say themselves how many", fix="leave it out")
@@ -439,15 +446,27 @@ class Session:
         self,
         loaded: Loaded,
         named: Mapping[str, Any],
-        out: Any = None,
-        elements: int | None = None,
+        out: Any,
+        elements: int | None,
+        timeout_s: float | None,
+        on_fault: OnFault,
+    ) -> Result:
+        """``run`` over arrays."""
+        notes: list[str] = []
+        operands, shape = self._operands(loaded, named, out, elements, notes)
+        return self._run_bound(loaded, operands, shape, notes, timeout_s, on_fault)
+
+    def _run_bound(
+        self,
+        loaded: Loaded,
+        operands: Operands,
+        shape: tuple[int, ...],
+        notes: list[str],
         timeout_s: float | None = None,
         on_fault: OnFault = "raise",
     ) -> Result:
-        """``run`` over arrays."""
+        """``run`` over operands."""
         began = time.perf_counter()
-        notes: list[str] = []
-        operands, shape = self._operands(loaded, named, out, elements, notes)
         item = self._item(loaded, operands)
         try:
             raw = self._execute(item, timeout_s)
@@ -485,7 +504,11 @@ class Session:
         compiled, loaded = found
         named = arrays if len(arrays) == len(loaded._names) else {n: arrays[n] for n in arrays if n in loaded._names}
         if plain:
-            return self._run(loaded, named, out).value
+            common = _plain_operands(loaded, named) if out is None else None
+            if common is None:
+                return self._run(loaded, named, out, None, None, "raise").value
+            operands, shape = common
+            return self._run_bound(loaded, operands, shape, []).value
         return self.run(compiled, out=out, **named).value
 
     def _new_formula(self, text: str, key: tuple[object, ...], arrays: Mapping[str, Any]) -> tuple[object, Loaded]:
@@ -888,6 +911,32 @@ def _front_end() -> tuple[Any, Any]:
     return compile_expression, infer_types
 
 
+def _plain_operands(loaded: Loaded, named: Mapping[str, Any]) -> tuple[Operands, tuple[int, ...]] | None:
+    """Operands and shape of the common call: exactly the arrays that are needed, contiguous, aligned and, as most are, writable.
+
+    None: it is another one, or a wrong one; Session._operands knows.
+    """
+    if not loaded._plain or len(named) != len(loaded._inputs):
+        return None
+    arrays: list[Any] = []
+    shape: tuple[int, ...] | None = None
+    count = 0
+    for name, dtype, _ in loaded._inputs:
+        a = named.get(name)
+        if type(a) is not np.ndarray or a.dtype is not dtype or not a.flags.carray:
+            return None
+        if shape is None:
+            shape, count = a.shape, a.size
+        elif a.shape != shape:
+            return None
+        arrays.append(a)
+    assert shape is not None
+    outputs: list[NDArray[Any]] = []
+    for dtype in loaded._dtypes:
+        outputs.append(np.empty(count, dtype))
+    return Operands(0, count, arrays, outputs, [], [], []), shape
+
+
 def params_of(loaded: Loaded, named: Mapping[str, Any]) -> list[int]:
     """64 bits of each parameter, from the call or its default."""
     bits = []
@@ -904,7 +953,7 @@ def params_of(loaded: Loaded, named: Mapping[str, Any]) -> list[int]:
 def with_inputs(loaded: Loaded, inputs: Any, named: Mapping[str, Any]) -> dict[str, Any]:
     """The positional argument of a call, merged with what was given by name."""
     if type(inputs) is dict and not named:
-        return inputs
+        return dict(inputs)
     if isinstance(inputs, Mapping):
         both = [name for name in inputs if name in named]
         if both:

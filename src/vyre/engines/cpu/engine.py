@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vyre.cores import available_cores
+from vyre.engines.base import FileRange
 from vyre.engines.cpu import state
 from vyre.engines.cpu.abi import (
     CTX_ACCS,
@@ -37,6 +38,7 @@ from vyre.engines.cpu.abi import (
     SCRATCH_SLOTS,
     SCRATCH_STRIDE,
 )
+from vyre.engines.cpu.addresses import MEMORY_WORDS, OFFSET, address_of
 from vyre.engines.cpu.image import Image
 from vyre.errors import ArenaFull, EngineUnavailable, ProgramError, SessionClosed
 from vyre.kept import kept_ir
@@ -226,18 +228,36 @@ class BindingBlock:
         self._owners = owners
         self._image = image
 
-    def retarget(self, origin: int, elements: int, described: Sequence[int], owners: object) -> None:
-        """Other operands of no more elements than the block was made for. Not while a slot names it.
-
-        Args:
-            described: four words of each input (kind, address or fd, offset, 0), outputs, emits, address and elements
-                of each table, parameters.
-        """
+    def retarget(self, operands: Operands) -> None:
+        """Other operands of no more elements than the block was made for. Not while a slot names it."""
         block = self._block
-        block[state.B_ORIGIN // 8] = origin
-        block[state.B_ELEMENTS // 8] = elements
-        _packer(len(described))(block, 8 * state.BINDING_WORDS, *described)
-        self._owners = owners
+        block[_ORIGIN] = operands.origin
+        block[_ELEMENTS] = operands.count
+        at = state.BINDING_WORDS
+        for a in operands.inputs:
+            if type(a) is np.ndarray and OFFSET:  # address_of, written out
+                block[at] = MEMORY
+                block[at + 1] = MEMORY_WORDS[id(a) + OFFSET >> 3]
+                block[at + 2] = 0
+            elif isinstance(a, FileRange):
+                block[at] = FILE
+                block[at + 1] = a.fd
+                block[at + 2] = a.offset
+            else:
+                block[at] = MEMORY
+                block[at + 1] = address_of(a)
+                block[at + 2] = 0
+            at += 4
+        for a in operands.outputs:
+            block[at] = address_of(a)
+            at += 1
+        if operands.emits or operands.tables or operands.params:
+            rest = [address_of(a) for a in operands.emits]
+            for a in operands.tables:
+                rest += (address_of(a), a.size)
+            rest += operands.params
+            _packer(len(rest))(block, 8 * at, *rest)
+        self._owners = operands
 
     @property
     def results(self) -> array[int]:
@@ -260,6 +280,7 @@ class BindingBlock:
 
 
 _NOTHING: Final = array("Q", bytes(512))
+_ORIGIN, _ELEMENTS = state.B_ORIGIN // 8, state.B_ELEMENTS // 8
 
 
 @cache

@@ -6,7 +6,7 @@ Owns: how arrays and file ranges become descriptors, how a record becomes an Ite
 
 from __future__ import annotations
 
-import ctypes
+import struct
 from array import array
 from typing import Any, Final
 
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vyre.engines.base import FileRange, ItemResult, Operands
+from vyre.engines.cpu.addresses import address_of
 from vyre.engines.cpu.engine import FILE, MEMORY, WAIT_SLICE_NS, BindingBlock, CpuEngine
 from vyre.errors import BindError, Fault
 from vyre.program.ir import Program
@@ -33,7 +34,11 @@ RECORD: Final = _SLOT + SLOT_BYTES // 8
 _FRAME: Final = array(
     "Q", (0, 0, 0, WAIT_SLICE_NS, 0, SEQUENCE_NONE, 0, 0, 0, 0, _NORMAL << 32, *(0,) * (6 + RECORD_BYTES // 8))
 )
+_STATUS: Final = RECORD + 1  # and the fault's code above it
 assert len(_FRAME) == RECORD + RECORD_BYTES // 8
+_aim: Final = struct.Struct("<IQQ").pack_into  # binding, first element, count
+_AIM_AT: Final = 8 * _SLOT + 16
+assert [SLOT_DTYPE.fields[name][1] for name in ("binding", "first_low", "count_low")] == [16, 20, 28]  # type: ignore[index]
 _NOTHING: Final = Operands(0, 0, [], [], [], [], [])
 _DONE: Final = int(Status.DONE)
 _LATE: Final = 16  # what the native call answers when the time is over
@@ -51,6 +56,7 @@ class CpuItem:
         "_image",
         "_operands",
         "_program",
+        "_result",
         "_ring",
         "_words",
         "engine",
@@ -65,9 +71,9 @@ class CpuItem:
         self._image = engine.image(opcode)
         self._program: Program = self._image.program
         self._operands = operands
+        self._result: ItemResult | None = None
         self._capacity = self._elements = operands.count
         self.number, self._block = self._bind(operands)
-        origin, count = operands.origin, operands.count
         # One array for the frame (worker.call), the slot of u32 words, and the record.
         words = self._words = _FRAME[:]
         at = self._frame_address = words.buffer_info()[0]
@@ -76,9 +82,7 @@ class CpuItem:
         words[2] = at + 8 * _SLOT
         words[4] = at + 8 * RECORD
         words[_SLOT] = opcode << 32
-        words[_SLOT + 2] = self.number | (origin & 0xFFFF_FFFF) << 32
-        words[_SLOT + 3] = origin >> 32 | (count & 0xFFFF_FFFF) << 32
-        words[_SLOT + 4] = count >> 32
+        _aim(words, _AIM_AT, self.number, operands.origin, operands.count)
         self._call = engine.natives.call
 
     @property
@@ -104,33 +108,17 @@ class CpuItem:
 
     def retarget(self, operands: Operands) -> None:
         """The same program over other operands. Not while it is published."""
+        self._operands = operands
+        self._result = None
         if operands.count > self._capacity:
             number = self.number
             self.number, self._block = self._bind(operands)
             self.engine.unbind(number)
             self._capacity = operands.count
         else:
-            described: list[int] = []
-            for a in operands.inputs:
-                if isinstance(a, FileRange):
-                    described += (FILE, a.fd, a.offset, 0)
-                else:
-                    described += (MEMORY, address_of(a), 0, 0)
-            for a in operands.outputs:
-                described.append(address_of(a))
-            for a in operands.emits:
-                described.append(address_of(a))
-            for a in operands.tables:
-                described += (address_of(a), a.size)
-            described += operands.params
-            self._block.retarget(operands.origin, operands.count, described, operands)
-        self._operands = operands
-        count, origin = operands.count, operands.origin
-        self._elements = count
-        words = self._words
-        words[_SLOT + 2] = self.number | (origin & 0xFFFF_FFFF) << 32
-        words[_SLOT + 3] = origin >> 32 | (count & 0xFFFF_FFFF) << 32
-        words[_SLOT + 4] = count >> 32
+            self._block.retarget(operands)
+        self._elements = operands.count
+        _aim(self._words, _AIM_AT, self.number, operands.origin, operands.count)
 
     @property
     def operands(self) -> Operands:
@@ -139,6 +127,7 @@ class CpuItem:
     def forget(self) -> None:
         """Let go of the operands: an idle binding keeps nobody's arrays alive. ``retarget`` before the next start."""
         self._operands = self._block._owners = _NOTHING
+        self._result = None
 
     def start(self, *, deadline_ns: int = 0, wake: bool = True) -> bool:
         if self._block.bins:
@@ -187,10 +176,15 @@ class CpuItem:
 
     def collected(self) -> ItemResult:
         """The result whose record was collected last."""
-        if self._faulted():
+        if self._words[_STATUS] & 0xFFFF_FFFF != _DONE:
             return ItemResult(fault=self._fault())
+        if self._result is not None:
+            return self._result
         program, block, operands = self._program, self._block, self._operands
         result = ItemResult(operands.outputs, _EMPTY, _EMPTY, _NO_SUMS, None)
+        if not (program.emits or program.accumulators):
+            self._result = result  # outputs alone are the same each time
+            return result
         if program.emits:
             result.emits = [a.reshape(-1)[:n] for a, n in zip(operands.emits, block.emitted, strict=True)]
         if program.accumulators:
@@ -203,7 +197,7 @@ class CpuItem:
         return result
 
     def _faulted(self) -> bool:
-        return self._words[RECORD + 1] & 0xFFFF_FFFF != _DONE
+        return self._words[_STATUS] & 0xFFFF_FFFF != _DONE
 
     def _accumulators(self) -> list[NDArray[np.generic]]:
         found: list[NDArray[np.generic]] = []
@@ -268,28 +262,3 @@ def _refuse_in_place(program: Program, operands: Operands) -> None:
 
 def _inputs(operands: Operands) -> list[tuple[int, int, int]]:
     return [(FILE, a.fd, a.offset) if isinstance(a, FileRange) else (MEMORY, address_of(a), 0) for a in operands.inputs]
-
-
-_MEMORY: Final = (ctypes.c_uint64 * (1 << 45)).from_address(0)
-"""All memory that a process can have, as words. An object of its own for each address would take three times as long."""
-
-
-def _data_offset() -> int | None:
-    """Where in an array object NumPy keeps the address of its data, found by looking; None when it is not there.
-
-    Asking for it through an attribute takes a microsecond, which is longer than running a small program.
-    """
-    offset = object.__basicsize__
-    samples = [np.empty(n, np.uint8) for n in (1, 100, 10_000)]
-    found = [_MEMORY[id(a) + offset >> 3] == a.ctypes.data for a in samples]
-    return offset if all(found) else None
-
-
-_OFFSET: Final = _data_offset()
-
-
-def address_of(a: NDArray[Any]) -> int:
-    """Where an array's first element is."""
-    if _OFFSET is None or type(a) is not np.ndarray:
-        return int(a.ctypes.data)
-    return _MEMORY[id(a) + _OFFSET >> 3]
