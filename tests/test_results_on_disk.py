@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -239,3 +240,27 @@ def test_an_arrow_result_that_cannot_be_written_raises_the_error_of_the_disk(sma
     with pytest.raises(StreamError, match="ENOSPC"):
         sink.write({"v": X})
     assert os.listdir(small) == []
+
+
+def test_a_terminal_sees_bytes_a_second_and_the_time_left_while_a_file_streams_and_a_pipe_sees_nothing() -> None:
+    with open("zeros.f64", "wb") as file:
+        file.truncate(8 << 30)
+    command = [sys.executable, "-m", "vyre.cli", "run", "max(x)", "zeros.f64", "--type", "x=f64"]
+    ours, theirs = os.openpty()
+    process = subprocess.Popen(
+        command, stdout=theirs, stderr=theirs, env={**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+    )
+    os.close(theirs)
+    seen = b""
+    try:
+        while block := os.read(ours, 1 << 16):
+            seen += block
+    except OSError:  # the other side has gone
+        pass
+    os.close(ours)
+    assert process.wait(30) == 0, seen
+    text = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", seen.decode())
+    assert re.search(r"\d\.\d/8\.6 GB +\d+(\.\d+)? [GM]B/s +0:00:0\d", text), text
+    piped = subprocess.run(command, capture_output=True, timeout=60)
+    assert b"\x1b" not in piped.stderr + piped.stdout
+    assert b"0:00:0" not in piped.stderr

@@ -130,8 +130,8 @@ def _write(home: Path, rows: int, again: str) -> Path:
 
 def _run(session: Session, program: Program, columns: dict[str, Any]) -> tuple[dict[str, Any], Report]:
     """One program over its columns: its accumulators by name, and the report."""
-    with show.progress(program.name) as bar, session.stream(program, columns, progress=bar) as stream:
-        for _ in stream:
+    with session.stream(program, columns) as stream:
+        for _ in show.parts(stream, program.name):
             pass
         total = stream.total()
     return {a.name: total[a.name] for a in program.accumulators}, stream.report

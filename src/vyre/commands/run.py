@@ -117,11 +117,8 @@ def _execute(
             return _with_choice(result.report, choice), {a.name: result[a.name] for a in program.accumulators}
         if elements is not None:
             raise BindError(f"--elements {elements}: {program.name} has inputs, which say how long they are")
-        with (
-            show.progress(program.name) as bar,
-            session.stream(verified, named, chunk=chunk, progress=bar) as stream,
-        ):
-            for part in stream:
+        with session.stream(verified, named, chunk=chunk) as stream:
+            for part in show.parts(stream, program.name):
                 outputs.write(part)
             total = stream.total()
         return _with_choice(stream.report, choice), {a.name: total[a.name] for a in program.accumulators}

@@ -19,6 +19,9 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from vyre.runtime.result import Result
+    from vyre.runtime.streaming import Stream
+
 BAR_AFTER_S = 0.3
 
 
@@ -176,6 +179,15 @@ def progress(what: str, total: int | None = None, *, bytes_: bool = False) -> It
                 update(done, known if total is None else total)
 
         yield watch
+
+
+def parts(stream: Stream, what: str) -> Iterator[Result]:
+    """The parts of a stream, one after the other, beside a progress bar: bytes, bytes a second, time left."""
+    with progress(what, bytes_=True) as bar:
+        size, count = stream.source.bytes, max(1, stream.source.count)
+        for part in stream:
+            yield part
+            bar(size * stream.done // count, size)
 
 
 def _bar(stack: ExitStack, what: str, bytes_: bool) -> Bar:
