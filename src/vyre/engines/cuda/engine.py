@@ -128,7 +128,8 @@ class CudaEngine:
         self._check_open()
         program = verified.program if isinstance(verified, Verified) else verified
         image = self.lowering.image(program)
-        self.refuse_image(image, program)
+        if image.shared_bytes > self.shared_of_warp:
+            self.refuse_image(image, program)
         with self.residency.lock:
             opcode = self._place(program, image)
         if image.heap_bytes:
@@ -166,7 +167,13 @@ class CudaEngine:
         self._free_opcodes += numbers.tolist()
 
     def _place(self, program: Program, image: Image) -> int:
-        number = self._free_opcodes.pop() if self._free_opcodes else int(self.take_numbers(1)[0])
+        if self._free_opcodes:
+            number = self._free_opcodes.pop()
+        else:
+            number = self._next_opcode
+            if number >= abi.MAX_PROGRAMS:
+                self.take_numbers(1)  # says that there is no room
+            self._next_opcode = number + 1
         # The table's word before the image, so that a binding that comes next lies beside the image and travels with it.
         unit = self.arena.place(image.data, before=(4 * number, 4))
         self.arena.words[number] = unit

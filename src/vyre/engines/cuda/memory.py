@@ -31,7 +31,7 @@ class Pieces:
 
     def cut(self, size: int) -> int | None:
         """Offset of a piece of at least ``size`` bytes, or None."""
-        size = max(-(-size // self.align), 1) * self.align
+        size = -(-size // self.align) * self.align or self.align
         for i, (at, room) in enumerate(self.free):
             if room >= size:
                 if room == size:
@@ -209,11 +209,14 @@ class Arena:
         end = (at + size + 15) & -16
         at &= -16
         size = end - at
-        if self.dirty and self.dirty[-1][0] <= at and at <= self.dirty[-1][0] + self.dirty[-1][1] + self.unit:
-            before, room = self.dirty[-1]
-            self.dirty[-1] = (before, max(room, at + size - before))
-        else:
-            self.dirty.append((at, size))
+        dirty = self.dirty
+        if dirty:
+            before, room = dirty[-1]
+            if before <= at <= before + room + self.unit:
+                if end > before + room:
+                    dirty[-1] = (before, end - before)
+                return
+        dirty.append((at, size))
 
     def release(self, unit: int) -> None:
         self._pieces.give_back(unit * self.unit)

@@ -680,7 +680,7 @@ def gpu_lower(w: int, facts: int, code: int, words: int, fuel: int, out: int) ->
         fuel: the program's.
         out: where the image goes: IMAGE_MAX bytes of room, aligned to 8.
     Returns:
-        Its bytes; what Image says besides is at W_PLANES and after it. 0 when the program is not for us.
+        Its bytes; what Image says besides is at W_SHARED and after it. 0 when the program is not for us.
     """
     count = load64(words + P_CODE)
     if count > s.CODE_MAX or gpu_survey(w, facts, code, words) == 0:

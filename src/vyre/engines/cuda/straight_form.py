@@ -27,6 +27,7 @@ from vyre.errors import VerifyError
 from vyre.kept import kept_ir
 from vyre.native import Unit
 from vyre.program import analysis, verifier
+from vyre.program.formula_later import read_natively
 from vyre.program.ir import Instr, Program
 from vyre.program.opcodes import OPCODES, AccKind, MemType, Op
 from vyre.program.population import Population, refused
@@ -39,7 +40,6 @@ _WHAT: Final = {
     "unreachable": s.OTHER, "return": s.OTHER,
 }  # fmt: skip
 _INSTR_CLASS: Final = {Instr}
-_WORKSPACE_WORDS: Final = s.A_IMAGE // 8
 
 
 def _entry(op: Op) -> tuple[int, int, int]:
@@ -98,7 +98,7 @@ def facts_table() -> array[int]:
 class _Memory(NamedTuple):
     owner: ctypes.Array[ctypes.c_char]
     address: int
-    words: memoryview
+    found: memoryview  # u64 from W_SHARED to W_SUMS
     image: memoryview
 
 
@@ -107,7 +107,7 @@ def _workspace() -> _Memory:
     address = ctypes.addressof(owner)
     skip = -address % 64
     view = memoryview(owner).cast("B")[skip : skip + s.WORKSPACE_BYTES]
-    return _Memory(owner, address + skip, view[: s.A_IMAGE].cast("Q"), view[s.A_IMAGE :])
+    return _Memory(owner, address + skip, view[s.W_SHARED : s.W_SUMS + 8].cast("Q"), view[s.A_IMAGE :])
 
 
 class Lowering:
@@ -115,10 +115,11 @@ class Lowering:
 
     def __init__(self, store: jit.ObjectStore | None) -> None:
         self._memories: list[_Memory] = []
-        self._last: tuple[Program | None, bytes] = None, b""
         self._natives = natives(store)  # type: ignore[arg-type]  # a store hashes by itself
-        if self._natives is not None and verifier.quick.check is None:
-            verifier.quick.check = self.check
+        if self._natives is not None:
+            if verifier.quick.check is None:
+                verifier.quick.check = self.check
+            read_natively(store)
 
     def check(self, program: Program) -> bool:
         """True only when the code keeps every rule; its declarations do."""
@@ -126,7 +127,7 @@ class Lowering:
         try:
             if code is not None and set(map(type, code)) != _INSTR_CLASS:
                 return False
-            words = self._words(program)
+            words = described(program)
             memory = self._memory()
             assert self._natives is not None
             found = self._natives.check(memory.address, _RULES, program.packed, words)
@@ -139,20 +140,19 @@ class Lowering:
         """The image of a valid program: native where that takes it, else what ``lower`` gives."""
         if self._natives is None:
             return lower.lower(program)
-        words = self._words(program)
-        memory = self._memory()
+        try:
+            memory = self._memories.pop()
+        except IndexError:
+            memory = _workspace()
         size = self._natives.lower(
-            memory.address, _FACTS, program.packed, words, program.fuel, memory.address + s.A_IMAGE
+            memory.address, _FACTS, program.packed, described(program), program.fuel, memory.address + s.A_IMAGE
         )
         if not size:
             self._memories.append(memory)
             return lower.lower(program)
-        w = memory.words
-        image = Image(
-            bytes(memory.image[:size]), w[s.W_SHARED // 8], 4096 * w[s.W_SUMS // 8], bool(w[s.W_QUICK // 8]),
-            tuple([i for i, a in enumerate(program.accumulators) if lower.is_float_sum(a)]) if program.accumulators else (),
-            w[s.W_PLANES // 8], w[s.W_RECORDS // 8],
-        )  # fmt: skip
+        shared, planes, records, quick, sums = memory.found
+        float_sums = tuple([i for i, a in enumerate(program.accumulators) if lower.is_float_sum(a)]) if sums else ()
+        image = Image(bytes(memory.image[:size]), shared, 4096 * sums, quick != 0, float_sums, planes, records)
         self._memories.append(memory)
         return image
 
@@ -211,13 +211,6 @@ class Lowering:
             i += 1
         self._memories.append(memory)
         return out[: used // 8], places
-
-    def _words(self, program: Program) -> bytes:
-        known, words = self._last
-        if known is not program:  # a program is rewritten right after it was verified
-            words = described(program)
-            self._last = program, words
-        return words
 
     def _memory(self) -> _Memory:
         try:
