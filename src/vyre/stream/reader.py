@@ -14,9 +14,10 @@ import os
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple, Protocol, Self
+from typing import Final, NamedTuple, Protocol, Self
 
 from vyre.errors import StreamError
 from vyre.ring.layout import OperandKind
@@ -128,6 +129,8 @@ class Reader:
         self.frames = self._tables.frame_count
         self._machine = PythonMachine(plan.kernel)
         self._pump = _Pump(self._tables, plan, pool, self._natives, copiers)
+        # Also at the end of the interpreter, before threads that want the GIL can no longer have it.
+        self._finalizer = weakref.finalize(self, self._pump.stop)
         self._handed = 0  # every chunk before it was handed out
         self._early: set[int] = set()  # handed out out of turn
         self._lent: dict[int, Loaded] = {}
@@ -370,9 +373,10 @@ class Reader:
         self._closed = True
         if self._begun:
             if self._natives is not None:
-                self._pump.stop()
+                self._finalizer()
             else:
                 self._end_here()
+        self._finalizer.detach()
         kept = {load._buffer.address for load in self._lent.values() if load._buffer is not None}
         for address, buffer in self._buffers.items():
             if address not in kept:
@@ -416,17 +420,15 @@ class _Pump:
             thread.start()
             self._threads.append(thread)
 
-    def stop(self, meanwhile: Callable[[], Any] | None = None) -> None:
-        """Ask the threads to end and join them. ``meanwhile`` is called while they have not."""
-        assert self.natives is not None
-        words = self.tables.words
-        words[f.P_STOP // 8] = words[f.P_STOP // 8] & ~0xFFFF_FFFF | 1
+    def stop(self) -> None:
+        """Ask the threads to end and join them."""
+        if self.natives is None or os.getpid() != self._pid:
+            return
+        self.tables.words[f.P_STOP // 8] = 1
         for thread in self._threads:
             while thread.is_alive():
                 self.natives.ring_bell(self.tables.address)
-                if meanwhile is not None:
-                    meanwhile()
-                thread.join(0.002 if meanwhile is not None else _POLL_S)
+                thread.join(_POLL_S)
 
     def open_ring(self) -> None:
         """Set the io_uring up in the thread that will drive it; another way in when it is refused now."""
