@@ -53,6 +53,9 @@ class FakeDevice:
         self.registered: dict[int, int] = {}
         self.refuse_after: int | None = None  # registrations that still succeed
         self.registrations = 0
+        self.refuses_read_only = False
+        self.reads_mapped = True  # False: items over read-only memory are not executed
+        self.read_only: set[int] = set()
         self.pause_s = 0.0
         self._stay: threading.Thread | None = None
 
@@ -76,6 +79,10 @@ class FakeDevice:
     def register(self, address: int, size: int, *, read_only: bool = False) -> int:
         assert address % 4096 == 0
         assert all(address + size <= a or a + n <= address for a, n in self.registered.items()), "registered twice"
+        if read_only:
+            if self.refuses_read_only:
+                raise StreamError(f"CUDA does not register {size:,} bytes of memory: CUDA_ERROR_INVALID_VALUE")
+            self.read_only.add(address)
         if self.refuse_after == 0:
             raise StreamError(f"CUDA does not register {size:,} bytes of memory: CUDA_ERROR_OUT_OF_MEMORY")
         if self.refuse_after:
@@ -204,6 +211,8 @@ class FakeDevice:
         def array(i: int, stream: Any, n: int) -> np.ndarray:
             return at(operands["address"][i], engine_module.NUMPY[stream.dtype], n)
 
+        if self.read_only and not self.reads_mapped:
+            return None
         inputs = [array(i, s, elements) for i, s in enumerate(program.inputs)]
         outputs = [array(len(program.inputs) + i, s, elements) for i, s in enumerate(program.outputs)]
         table_at = len(streams)

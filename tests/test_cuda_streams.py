@@ -10,7 +10,7 @@ import pytest
 
 import vyre
 from fake_gpu import fake_engine
-from vyre.engines.cuda import feed
+from vyre.engines.cuda import copiers
 from vyre.errors import StreamError, WaitTimeout
 from vyre.program.builder import Builder
 from vyre.program.opcodes import Access, MemType
@@ -107,7 +107,7 @@ def test_columns_in_memory_come_with_those_of_files(session, tmp_path):
     columns = {"a": vyre.raw(write(tmp_path, "a", a), vyre.i32), "b": b}
     result = session.run(floor, columns, chunk=4096)
     assert result["total"] == (a // b).sum()
-    assert result.report.bytes_by_way == {feed.CACHED_WAY: a.nbytes, feed.MEMORY_WAY: b.nbytes}
+    assert result.report.bytes_by_way == {copiers.CACHED_WAY: a.nbytes, copiers.MEMORY_WAY: b.nbytes}
 
 
 def test_fields_of_rows_are_taken_out_of_them(session, tmp_path):

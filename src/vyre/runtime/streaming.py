@@ -205,7 +205,7 @@ class Stream:
         self._closed = False
         self._progress = progress
         natives = getattr(session.engine, "natives", None)
-        self.totals = Totals(program, getattr(natives, "fold_onto", None))
+        self.totals = Totals(program, getattr(natives or session.engine, "fold_onto", None))
         self._done_elements = 0
         self._items: dict[int, tuple[Any, Arrived | None, Operands]] = {}
         self._finished: dict[int, tuple[Chunk, ItemResult]] = {}
@@ -230,6 +230,10 @@ class Stream:
                 self.plan = self._own.plan
                 self.report.notes += self.plan.explain().splitlines()
                 return
+            if io == "mapped":
+                raise BindError(
+                    f"engine {session.engine.name} maps no files", fix="open with engine='cuda', or leave io= out"
+                )
             self.plan = Plan.choose(self.source, self._pool, io=io, chunk_elements=chunk)  # type: ignore[arg-type]
             self.report.notes = self.plan.explain().splitlines()
             natives_ = None if self.source.bytes < SMALL_BYTES else _pump_of(session.engine)

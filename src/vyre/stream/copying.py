@@ -1,8 +1,8 @@
 """Copier threads: several at once fill buffers from the page cache, or around it, and never hold the GIL.
 
 Native functions; see vyre.native. A board is one block of words: a queue of reads, and for each slot of a pool a line
-that says whether its buffer is full, and of which lap the producer may fill it next. One thread produces (it queues reads
-and hands slots back); any number of copiers take reads in order, wait until the slot is theirs to fill, and read.
+that says how often it has been filled. One thread produces: it queues the reads of a slot whose buffer nobody reads any
+more. Any number of copiers take reads in order; whoever finishes the last one of a slot says that it is full.
 
 Owns: the words of a board, what a copier does. Leaves to others: starting the threads, which bytes go where, what
 happens to a full slot.
@@ -38,15 +38,15 @@ BOARD_STOP: Final = 8  # u64, producer: copiers leave
 BOARD_READS: Final = 16  # u64, constant: address of the queue
 BOARD_MASK: Final = 24  # u64, constant: its length - 1
 BOARD_SLOTS: Final = 32  # u64, constant: address of the slots' lines
-BOARD_FREED: Final = 64  # u32, producer: moves when a slot is handed back or reads are queued; copiers sleep on it
-BOARD_SLEEPERS: Final = 128  # u64, copiers asleep on BOARD_FREED
+BOARD_QUEUED: Final = 64  # u32, producer: moves when reads are queued; copiers sleep on it
+BOARD_SLEEPERS: Final = 128  # u64, copiers asleep on BOARD_QUEUED
 BOARD_HEAD: Final = 192  # u64, copiers: next read
 BOARD_FILLED: Final = 256  # u32, copiers: moves when a slot becomes full; the producer sleeps on it
 BOARD_WATCHED: Final = 320  # u64, producer: asleep on BOARD_FILLED
 BOARD_CACHED: Final = 384  # u64, copiers: bytes through the page cache
 BOARD_DIRECT: Final = 392  # u64, copiers: bytes around it
 BOARD_MEMORY: Final = 400  # u64, copiers: bytes copied from memory
-BOARD_WAITED_NS: Final = 448  # u64, copiers: time spent without a slot to fill: the consumer is the bottleneck
+BOARD_WAITED_NS: Final = 448  # u64, copiers: time spent without a read: the consumer is the bottleneck
 BOARD_BYTES: Final = 512
 
 # --- a read: 64 bytes, written by the producer before BOARD_TAIL -------------------------------------------------------
@@ -57,16 +57,15 @@ READ_SOURCE: Final = 24  # offset in the file, or address
 READ_WANTED: Final = 32  # bytes that must come
 READ_LENGTH: Final = 40  # bytes to ask for: WANTED, or more to end on a block
 READ_SLOT: Final = 48  # u32 slot, u32 of reads of this slot that are done when it is full
-READ_LAP: Final = 56  # the slot must be handed back so often before it may be filled
+READ_LAP: Final = 56  # how often the slot has been filled when this is done
 READ_BYTES: Final = 64
 NO_FD: Final = 0xFFFF_FFFF
 
-# --- a slot: two lines, so that its two writers share none ---------------------------------------------------------------
-SLOT_FREE: Final = 0  # u64, producer: laps handed back
-SLOT_FULL: Final = 64  # u64, copiers: laps filled; stored last, with release
-SLOT_DONE: Final = 72  # u32, copiers: reads done, over all laps
-SLOT_ERROR: Final = 80  # u64, copiers: 0, or (1 + index of the read) << 16 | errno; ENDED: the file ended early
-SLOT_LINE: Final = 128
+# --- a slot ------------------------------------------------------------------------------------------------------------
+SLOT_FULL: Final = 0  # u64, copiers: how often it has been filled; stored last, with release
+SLOT_DONE: Final = 8  # u32, copiers: reads done, over all laps
+SLOT_ERROR: Final = 16  # u64, copiers: 0, or (1 + index of the read) << 16 | errno; ENDED: the file ended early
+SLOT_LINE: Final = 64
 ENDED: Final = 0xFFFF
 
 SPIN_NS: Final = 20_000
@@ -78,27 +77,19 @@ copying = Unit("copying")
 
 @copying.function
 def wake_copiers(board: int, count: int) -> None:
-    """Wake up to ``count`` copiers, after a slot was handed back or reads were queued."""
+    """Wake up to ``count`` copiers, after reads were queued."""
     # Between the stores that made work visible and the look at SLEEPERS; pairs with the sequentially consistent add of
     # a sleeper before its last look: one of the two sees the other.
     fence()
     if load64_seqcst(board + BOARD_SLEEPERS) != 0:
-        fetch_add32(board + BOARD_FREED, 1)
-        futex_wake(board + BOARD_FREED, count)
-
-
-@copying.function
-def hand_back(board: int, slot: int, lap: int) -> None:
-    """The producer gives a slot to the copiers for lap number ``lap``: nobody reads its buffer any more."""
-    # Pairs with the acquire in may_fill: what was read from the buffer was read before it is filled anew.
-    store64_release(load64(board + BOARD_SLOTS) + slot * SLOT_LINE + SLOT_FREE, lap)
-    wake_copiers(board, 1)
+        fetch_add32(board + BOARD_QUEUED, 1)
+        futex_wake(board + BOARD_QUEUED, count)
 
 
 @copying.function
 def queue_reads(board: int, tail: int, count: int) -> None:
     """The producer says that reads up to ``tail`` are written, ``count`` of them new."""
-    # Pairs with the acquire in take_read.
+    # Pairs with the acquire in take_read: the reads are written, and nobody reads the buffers that they fill.
     store64_release(board + BOARD_TAIL, tail)
     wake_copiers(board, count)
 
@@ -116,36 +107,23 @@ def take_read(board: int) -> int:
 
 
 @copying.function
-def may_fill(board: int, read: int) -> int:
-    """1 when the slot of a read may be filled for its lap."""
-    slot = load64(board + BOARD_SLOTS) + (load64(read + READ_SLOT) & 0xFFFF_FFFF) * SLOT_LINE
-    return load64_acquire(slot + SLOT_FREE) >= load64(read + READ_LAP)
-
-
-@copying.function
-def sleep_until(board: int, read: int) -> None:
-    """Wait for a read to be queued (``read`` 0), or for its slot to be handed back. May return early."""
+def sleep_until_queued(board: int) -> None:
+    """Wait for a read to be queued. May return early."""
     since = now_ns()
     ready = 0
     while ready == 0:
-        if read == 0:
-            ready = load64_seqcst(board + BOARD_HEAD) < load64_acquire(board + BOARD_TAIL)
-        else:
-            ready = may_fill(board, read)
+        ready = load64_seqcst(board + BOARD_HEAD) < load64_acquire(board + BOARD_TAIL)
         if ready == 0:
             if load64_acquire(board + BOARD_STOP) != 0:
                 ready = 1
             elif now_ns() - since < SPIN_NS:
                 pause()
             else:
-                bell = load32_seqcst(board + BOARD_FREED)
+                bell = load32_seqcst(board + BOARD_QUEUED)
                 fetch_add64(board + BOARD_SLEEPERS, 1)
-                if read == 0:
-                    ready = load64_seqcst(board + BOARD_HEAD) < load64_acquire(board + BOARD_TAIL)
-                else:
-                    ready = may_fill(board, read)
+                ready = load64_seqcst(board + BOARD_HEAD) < load64_acquire(board + BOARD_TAIL)
                 if ready == 0:
-                    futex_wait(board + BOARD_FREED, bell, SLEEP_NS)
+                    futex_wait(board + BOARD_QUEUED, bell, SLEEP_NS)
                 fetch_add64(board + BOARD_SLEEPERS, 0xFFFF_FFFF_FFFF_FFFF)
     fetch_add64(board + BOARD_WAITED_NS, now_ns() - since)
 
@@ -226,11 +204,8 @@ def copy_until_stopped(board: int) -> None:
     while load64_acquire(board + BOARD_STOP) == 0:
         read = take_read(board)
         if read == 0:
-            sleep_until(board, 0)
-            continue
-        while may_fill(board, read) == 0 and load64_acquire(board + BOARD_STOP) == 0:
-            sleep_until(board, read)
-        if load64_acquire(board + BOARD_STOP) == 0:
+            sleep_until_queued(board)
+        else:
             finish(board, read, fill(board, read))
 
 
@@ -261,5 +236,5 @@ def await_either(board: int, seen: int, record: int, expected: int, timeout_ns: 
         fetch_add64(board + BOARD_WATCHED, 0xFFFF_FFFF_FFFF_FFFF)
 
 
-EXPORTS: Final = {"copy_until_stopped": 1, "await_either": 5, "hand_back": 3, "queue_reads": 3, "wake_copiers": 2}
+EXPORTS: Final = {"copy_until_stopped": 1, "await_either": 5, "queue_reads": 3, "wake_copiers": 2}
 """Functions that Python calls, with their number of arguments."""

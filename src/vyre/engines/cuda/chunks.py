@@ -11,6 +11,7 @@ how bytes come (feed), registering (registered), totals and what the caller sees
 
 from __future__ import annotations
 
+import os
 import struct
 import time
 from collections import deque
@@ -30,7 +31,7 @@ from vyre.engines.cuda.memory import array_at, view
 from vyre.engines.fold import fold_spans
 from vyre.errors import Fault, SessionClosed, StreamError, WaitTimeout
 from vyre.program.ir import Program
-from vyre.program.opcodes import BY_NAME, TILE, Access, AccKind, FaultCode
+from vyre.program.opcodes import BY_NAME, TILE, Access, AccKind
 from vyre.ring.layout import RECORD_BYTES, SLOT_DTYPE, Status
 from vyre.stream.plan import Plan
 from vyre.stream.source import Chunk
@@ -53,6 +54,7 @@ class _Seat:
     addresses: list[int]
     fields: dict[int, tuple[int, int]]
     base: int = 0
+    count: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -159,7 +161,8 @@ class ChunkStream:
         """The next chunk in order and what it delivered, the error that kept it from being read, or None at the end.
 
         Args:
-            folded: fold each chunk's own float sums; False leaves them to whoever folds tile sums over all chunks.
+            folded: fold each chunk's own float sums. False leaves them to whoever folds tile sums over all chunks, and
+                lends the tile sums until the next call instead of copying them.
             give_up: time.monotonic() after which WaitTimeout is raised.
             describe: completes a fault while the chunk's inputs are still in place.
         Raises:
@@ -235,7 +238,8 @@ class ChunkStream:
         if len(ready) == 1:
             sequence = residency.publish(ready[0][1].slot.tobytes())
         else:
-            sequence = residency.publish_batch(np.concatenate([seat.slot for _, seat in ready]))
+            slots = b"".join([seat.slot.tobytes() for _, seat in ready])
+            sequence = residency.publish_batch(np.frombuffer(slots, SLOT_DTYPE))
         if sequence is None:  # others have the ring full: again at the next look
             for arrived, seat in reversed(ready):
                 self._full.appendleft(arrived)
@@ -296,7 +300,7 @@ class ChunkStream:
         if seat.addresses != addresses:
             with engine.residency.lock:
                 for i, (stream, address) in enumerate(zip(self.program.inputs, addresses, strict=True)):
-                    device = seat.fields[i][1] if i in seat.fields else engine.pools.device_address(address)
+                    device = seat.fields[i][1] if i in seat.fields else self._feed.device_address(address)
                     operand = struct.pack("<QII", device, int(device % 16 == 0), int(stream.dtype))
                     engine.arena.write(at + abi.BINDING_HEADER.itemsize + i * abi.OPERAND.itemsize, operand)
             seat.addresses = addresses
@@ -307,20 +311,25 @@ class ChunkStream:
             seat.base = first
             seat.slot["first_low"], seat.slot["first_high"] = first & 0xFFFF_FFFF, first >> 32
         count = arrived.chunk.count
-        seat.slot["count_low"], seat.slot["count_high"] = count & 0xFFFF_FFFF, count >> 32
+        if seat.count != count:
+            seat.slot["count_low"], seat.slot["count_high"] = count & 0xFFFF_FFFF, count >> 32
+            seat.count = count
 
     def _deliver(
         self, run: _Run, folded: bool, describe: Callable[[Fault, Operands], Fault] | None
     ) -> tuple[Chunk, ItemResult] | StreamError:
         chunk = run.arrived.chunk
         self._next += 1
+        if run.arrived.error is None:
+            run.arrived.error = self._feed.verify(run.arrived)
         if run.arrived.error is not None:
             self._feed.release(run.arrived)
             return run.arrived.error
         if run.fault is not None:
             found = ItemResult(fault=run.fault)
-            if describe is not None and run.fault.code != FaultCode.io_error:
-                found.fault = describe(run.fault, self._operands(run))
+            if describe is not None:
+                operands = self._operands(run)
+                found.fault = run.fault if operands is None else describe(run.fault, operands)
         else:
             found = self._result(run, folded)
         self._feed.release(run.arrived)
@@ -328,12 +337,24 @@ class ChunkStream:
             self._free.append(run.seat)
         return chunk, found
 
-    def _operands(self, run: _Run) -> Operands:
-        chunk = run.arrived.chunk
-        inputs: list[Any] = [
-            array_at(address, NUMPY[stream.dtype], chunk.count)
-            for stream, address in zip(self.program.inputs, run.seat.addresses, strict=True)
-        ]
+    def _operands(self, run: _Run) -> Operands | None:
+        """What a chunk's inputs were, for the values at its fault; None when they cannot be had again."""
+        chunk, arrived = run.arrived.chunk, run.arrived
+        inputs: list[Any] = []
+        for i, (stream, address) in enumerate(zip(self.program.inputs, run.seat.addresses, strict=True)):
+            kind = NUMPY[stream.dtype]
+            if arrived.pieces and i not in run.seat.fields:
+                # Read again: touching a mapping of a file that has been cut would end the process.
+                strip = list(self._source.strips)[self._strip_of[i]]
+                data = bytearray()
+                for piece in self._source.pieces(strip, chunk.first, chunk.count):
+                    assert piece.file is not None
+                    data += os.pread(piece.file.fd, piece.bytes, piece.offset)
+                if len(data) < chunk.count * kind.itemsize:
+                    return None
+                inputs.append(np.frombuffer(data, kind))
+            else:
+                inputs.append(array_at(address, kind, chunk.count))
         return Operands(chunk.first, chunk.count, inputs, [], [], self._tables, self._params)
 
     def _result(self, run: _Run, folded: bool) -> ItemResult:
@@ -353,10 +374,11 @@ class ChunkStream:
                 found.accumulators.append(binding.results[bins_at : bins_at + acc.bins].view(np.int64).copy())
                 bins_at += acc.bins
             elif i in binding.float_sums:
-                sums = binding.tile_sums[binding.float_sums.index(i), :tiles].copy()
+                sums = binding.tile_sums[binding.float_sums.index(i), :tiles]
+                if folded:
+                    sums = sums.copy()
                 found.tile_sums[i] = sums
-                total = fold_spans(sums, chunk.first // TILE) if folded else 0.0
-                found.accumulators.append(np.array(total, kind))
+                found.accumulators.append(np.array(fold_spans(sums, chunk.first // TILE)) if folded else _NOT_FOLDED)
             else:
                 word = int(binding.results[i])
                 if acc.kind in (AccKind.min, AccKind.max):
@@ -409,3 +431,4 @@ class ChunkStream:
 
 
 _NO_SEAT: Final[Any] = None
+_NOT_FOLDED: Final = np.array(np.nan)

@@ -18,8 +18,10 @@ from vyre.engines.cuda import abi
 from vyre.engines.cuda.bindings import Binding
 from vyre.engines.cuda.chunks import ChunkStream
 from vyre.engines.cuda.engine import CudaEngine
+from vyre.engines.cuda.mapped import MappedFiles
 from vyre.engines.cuda.registered import RegisteredPools
 from vyre.engines.device_array import DeviceArray
+from vyre.engines.spans import fold_onto
 from vyre.errors import Fault, WaitTimeout
 from vyre.program.ir import Program
 from vyre.program.opcodes import FAULT_REASONS, FaultCode
@@ -171,10 +173,13 @@ class SessionCudaEngine(CudaEngine):
     def __init__(self, device: int = 0, **options: Any) -> None:
         super().__init__(device, **options)
         self.pools = RegisteredPools(self.device)
+        self.mapped = MappedFiles(self.device)
+        self.fold_onto = fold_onto(options.get("store"))
 
     def close(self) -> None:
         super().close()
         self.pools.close()
+        self.mapped.close()
 
     def program(self, opcode: int) -> Program:
         """What was loaded at an opcode."""

@@ -1,28 +1,32 @@
 """Which way a stream's bytes come to the GPU: the plan's choice for cold files, the GPU's own for hot ones.
 
-Copier threads bring a hot file out of the page cache into the registered pool. Cold files come as the plan says, into
-the registered pool, through the reader.
+Copier threads bring a hot file out of the page cache into the registered pool; when it is read again, it is registered
+itself and read where it lies. Cold files come as the plan says, into the registered pool, through the reader.
 
 Owns: that choice and the lines that say so, the length of chunks. Leaves to others: the ladder for cold files (plan),
-reading (feed, reader).
+reading (feed, mapped, reader).
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from vyre.engines.cuda.feed import SLOTS_MAX, CopierFeed, Feed, ReaderFeed, frame_bytes
+from vyre.engines.cuda.copiers import CopierFeed
+from vyre.engines.cuda.feed import SEATS_MAX, Feed, ReaderFeed, frame_bytes
+from vyre.engines.cuda.mapped import AUTO_BYTES, AUTO_FRACTION, MappedFeed, MappedFiles
 from vyre.engines.cuda.registered import DEFAULT_POOL_BYTES
 from vyre.errors import StreamError
 from vyre.program.ir import Program
 from vyre.program.opcodes import SPAN, TILE
-from vyre.stream.plan import Plan, Rung
-from vyre.stream.pool import PAGE
+from vyre.stream.cached import cached
+from vyre.stream.plan import Plan, Refusal, Rung
+from vyre.stream.pool import PAGE, Pool
 from vyre.stream.source import Source
 
 if TYPE_CHECKING:
     from vyre.engines.cuda.items import SessionCudaEngine
 
+MAPPED_CHUNK_BYTES: Final = 16 << 20
 COPIED_CHUNK_BYTES: Final = 4 << 20  # of all columns together: an item in the ring costs as much as 0.5 MiB on the bus
 
 
@@ -40,6 +44,16 @@ def open_feed(
         BindError: no such way. StreamError: the way asked for is impossible here.
     """
     limit = pool_bytes or DEFAULT_POOL_BYTES
+    refusal = None
+    if io in ("mapped", "auto"):
+        reason, refusal = _mapped_reason(engine.mapped, source, io)
+        if reason:
+            try:
+                return _mapped(engine, source, chunk_elements, reason)
+            except StreamError as error:
+                refusal = error.message
+        if refusal and io == "mapped":
+            raise StreamError(f"{Rung.MAPPED.value} is impossible here: {refusal}", fix='io="auto" takes another way')
     chunk = chunk_elements or default_chunk(source, limit)
     frame = frame_bytes(source, chunk)
     if frame > limit and chunk_elements:
@@ -52,11 +66,13 @@ def open_feed(
         plan = Plan.choose(source, pool, io=io, chunk_elements=chunk)  # type: ignore[arg-type]
         hot = [decision for decision in plan.files if decision.rung is Rung.HOT]
         if not hot and all(source.files[name] for name in source.strips):
-            return ReaderFeed(source, plan, pool, engine.pools.give_back)
+            return ReaderFeed(source, plan, pool, engine.pools)
         for decision in hot:
             decision.rung = Rung.COPIED
-        slots = max(1, min(SLOTS_MAX, pool.limit // frame))
-        feed = CopierFeed(source, plan, pool, slots, engine.pools.give_back)
+            if refusal:
+                decision.refusals.append(Refusal(Rung.MAPPED, refusal))
+        slots = max(1, min(SEATS_MAX, pool.limit // frame))
+        feed = CopierFeed(source, plan, pool, slots, engine.pools)
         plan.notes.append(
             f"{feed.copiers} copier threads into {slots} slots of {frame / (1 << 20):.1f} MiB, registered with CUDA and "
             "read there by the kernel"
@@ -67,11 +83,41 @@ def open_feed(
         raise
 
 
-def default_chunk(source: Source, limit: int) -> int:
-    """Elements of a chunk: about COPIED_CHUNK_BYTES of all columns, whole spans where that is possible, and so small that
-    the pool holds several."""
+def _mapped_reason(mapped: MappedFiles, source: Source, io: str) -> tuple[str, str | None]:
+    """Why a source should be read in place, "" when it should not; and what stands in the way of it."""
+    files = list(dict.fromkeys(file for handles in source.files.values() for file in handles))
+    again = [mapped.was_read(file) for file in files]  # every file is noted
+    if not all(source.files[name] for name in source.strips):
+        return "", "some columns are in memory" if io == "mapped" else None
+    if not files or not source.count:
+        return "", "there is nothing to read" if io == "mapped" else None
+    if io == "mapped":
+        return "as asked", None
+    if source.bytes < AUTO_BYTES or not all(again):
+        return "", None
+    if all(mapped.is_registered(file) for file in files):
+        return "still registered from an earlier stream", None
+    shares = [cached(file.fd, 0, file.size).fraction for file in files]
+    if any(share is None or share < AUTO_FRACTION for share in shares):
+        return "", None
+    return "in the page cache, and not read for the first time", None
+
+
+def _mapped(engine: SessionCudaEngine, source: Source, chunk_elements: int | None, reason: str) -> Feed:
+    chunk = chunk_elements or default_chunk(source, 16 * MAPPED_CHUNK_BYTES, MAPPED_CHUNK_BYTES)
+    with Pool(PAGE) as none:
+        plan = Plan.choose(source, none, io="hot", chunk_elements=chunk)
+    feed = MappedFeed(source, plan, engine.mapped, engine._pinned, engine.residency.lock)
+    for decision in plan.files:
+        decision.rung, decision.reason = Rung.MAPPED, reason
+    return feed
+
+
+def default_chunk(source: Source, limit: int, chunk_bytes: int = 0) -> int:
+    """Elements of a chunk: about so many bytes of all columns, whole spans where that is possible, and so small that
+    a pool of ``limit`` bytes holds several."""
     size = sum(strip.width for strip in source.strips.values())
-    wanted = COPIED_CHUNK_BYTES // size
+    wanted = (chunk_bytes or COPIED_CHUNK_BYTES) // size
     while wanted > TILE and frame_bytes(source, wanted) * 4 > limit:
         wanted //= 2
     unit = SPAN * TILE if wanted >= SPAN * TILE else TILE
