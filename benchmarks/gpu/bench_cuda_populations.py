@@ -118,13 +118,15 @@ class JaxInterpreter:
         self.run = jax.jit(jax.vmap(one))
 
 
-def peers(texts: list[str], columns: dict[str, NDArray[Any]], operations: float) -> dict[str, float]:
+def peers(texts: list[str], columns: dict[str, NDArray[Any]], operations: float, names: list[str]) -> dict[str, float]:
     """Programs a second of each peer, from as many formulas as it takes to time it."""
     found: dict[str, float] = {}
     codes = [numpy_code(t) for t in texts[:40]]
     with np.errstate(all="ignore"):
         found["NumPy"] = 40 / min(seconds(lambda: [numpy_loss(c, columns) for c in codes], 2))
     try:
+        if "torch" not in names:
+            raise ImportError
         import torch
 
         class Torch:
@@ -138,6 +140,8 @@ def peers(texts: list[str], columns: dict[str, NDArray[Any]], operations: float)
     except ImportError:
         pass
     try:
+        if "jax" not in names:
+            raise ImportError
         import jax
 
         jnp = jax.numpy
@@ -172,7 +176,7 @@ def jax_interpreter(jax: Any, columns: dict[str, NDArray[Any]], operations: floa
     return machine.BATCH / min(seconds(lambda: machine.run(*given).block_until_ready(), 5))
 
 
-def run(session: vyre.Session, report: Report, n: int, rows: int, rounds: int) -> None:
+def run(session: vyre.Session, report: Report, n: int, rows: int, rounds: int, names: list[str]) -> None:
     texts = [formula(i, 8 + i % 17) for i in range(n)]
     rng = np.random.default_rng(7)
     columns = {name: rng.random(rows, np.float32) + np.float32(0.5) for name in NAMES}
@@ -199,7 +203,7 @@ def run(session: vyre.Session, report: Report, n: int, rows: int, rounds: int) -
             want = numpy_loss(numpy_code(texts[i]), columns)
             np.testing.assert_allclose(losses[i], want, rtol=1e-9, err_msg=texts[i])
     with session.engine.pause():  # type: ignore[attr-defined]
-        beside = peers(texts, columns, nodes / n)
+        beside = peers(texts, columns, nodes / n, names)
     per_node = {k: v * nodes / n for k, v in beside.items()}
     what = f"gpu: population of {n:,} random formulas of 8 to 24 operations over {rows:,} rows"
     giga = 1e9
@@ -224,12 +228,13 @@ def main() -> None:
     parser.add_argument("--programs", type=int, default=10_000)
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--peers", default="torch,jax", help="which of them, besides NumPy")
     given = parser.parse_args()
     with vyre.open("cuda") as session:
         report = Report(session.engine, given.commit)  # type: ignore[arg-type]
         print((__doc__ or "").splitlines()[0])
         print(report.machine, report.commit)
-        run(session, report, given.programs, given.rows, given.rounds)
+        run(session, report, given.programs, given.rows, given.rounds, given.peers.split(","))
     schema.write(given.out, report.rows)
 
 
