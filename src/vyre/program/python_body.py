@@ -18,7 +18,7 @@ from vyre.program.builder import Builder
 from vyre.program.ir import Program
 from vyre.program.kinds import BOOL, CONST, I32, KIND_TYPE, WEAK_INT, Refusal, code_of
 from vyre.program.opcodes import BY_CODE, MAX_BLOCK_DEPTH
-from vyre.program.python_flow import Flow, assigned_names, flow
+from vyre.program.python_flow import Flow, assigned_names, flow, nodes_of
 from vyre.program.python_loops import Loops
 from vyre.program.python_results import Facts
 from vyre.program.python_values import Buffer, Item, Variable, words
@@ -46,7 +46,7 @@ class Body(Loops):
         if (0, 0) in self.facts.guarded:
             self.loops[0].skip = self.flag()
         self.block(statements)
-        returns = [node for node in ast.walk(self.tree) if isinstance(node, ast.Return) and node.value is not None]
+        returns = [node for node in nodes_of(self.tree) if isinstance(node, ast.Return) and node.value is not None]
         if returns and flow(statements) is not Flow.jumps:
             self.node = returns[0]
             raise Refusal("not every path returns a value", "return a value at the end too")

@@ -9,6 +9,7 @@ Owns: the question. Leaves to others: the answer in instructions (python_body).
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
 
@@ -68,11 +69,19 @@ def has_return(statements: Iterable[ast.stmt]) -> bool:
     return any(isinstance(node, ast.Return) for statement in statements for node in ast.walk(statement))
 
 
-def assigned_names(function: ast.FunctionDef) -> set[str]:
+@functools.lru_cache(maxsize=4)  # passes over one function come one after another
+def nodes_of(function: ast.FunctionDef) -> tuple[ast.AST, ...]:
+    """All nodes of a function."""
+    return tuple(ast.walk(function))
+
+
+@functools.lru_cache(maxsize=4)
+def assigned_names(function: ast.FunctionDef) -> frozenset[str]:
     """Names that are assigned by statements; loop variables are not among them."""
-    loops = {id(node.target) for node in ast.walk(function) if isinstance(node, ast.For)}
-    return {
+    nodes = nodes_of(function)
+    loops = {id(node.target) for node in nodes if isinstance(node, ast.For)}
+    return frozenset(
         node.id
-        for node in ast.walk(function)
+        for node in nodes
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and id(node) not in loops
-    }
+    )

@@ -110,7 +110,7 @@ class Values(Lowering):
         self.sure: frozenset[str] = frozenset()
         self.known: frozenset[str] | None = frozenset()
         self.zeroed: set[str] = set()
-        self.assigned: set[str] = set()
+        self.assigned: frozenset[str] = frozenset()
         self.old_loops: set[str] = set()
 
     # --- registers and buffers --------------------------------------------------------------------------------
