@@ -67,7 +67,8 @@ _DECLARED: Final = 6  # bytes of the counts that are of declarations
 _IDENTITY: Final = blake2b(digest_size=32, person=MAGIC)  # copying one is sooner done than making one
 _CHECK: Final = blake2b(digest_size=8, person=MAGIC)
 _TYPES: Final = {int(t): t for t in Type}
-_TYPE_LIST: Final = [_TYPES.get(i) for i in range(max(_TYPES) + 1)]
+_TYPE_LIST: Final = [_TYPES.get(i, Type.i32) for i in range(max(_TYPES) + 1)]
+_TYPE_CODES: Final = bytes(_TYPES)
 _MEM_TYPES: Final = {int(t): t for t in MemType}
 _ACCESS: Final = {int(a): a for a in Access}
 _KINDS: Final = {int(k): k for k in AccKind}
@@ -162,11 +163,9 @@ def _whole(file: bytes) -> Program | None:
         if known is None:
             return None
     registers = file[at2:end2]
-    if max(registers, default=0) >= len(_TYPE_LIST):
+    if registers.translate(None, _TYPE_CODES):
         return None
     types = tuple([_TYPE_LIST[t] for t in registers])
-    if None in types:
-        return None
     program = Program.__new__(Program)
     # As the dataclass would do, which being frozen takes a call for each field.
     program.__dict__.update(

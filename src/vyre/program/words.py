@@ -70,8 +70,10 @@ def described_from(program: Program, constants: bytes, registers: bytes) -> byte
     counts = _words(9)(
         len(program.packed) // 8, len(constants) // 8, len(inputs), len(outputs), 0, 0, 0, 0, len(registers)
     )
-    rest = _words(len(inputs) + len(outputs) + len(registers))
-    return b"".join((counts, constants, rest(*map(_dtype, inputs), *map(_dtype, outputs), *registers)))
+    dtypes = _words(len(inputs) + len(outputs))(*map(_dtype, inputs), *map(_dtype, outputs))
+    types = bytearray(8 * len(registers))
+    types[::8] = registers
+    return b"".join((counts, constants, dtypes, types))
 
 
 def remember(program: Program, words: bytes) -> None:

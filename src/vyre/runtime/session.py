@@ -12,7 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, lru_cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from vyre.engines.base import FileRange, ItemResult, Operands
 from vyre.engines.device_array import is_on_device
 from vyre.errors import BindError, Fault, Paused, RingFull, SessionClosed, WaitTimeout
+from vyre.program import ir
 from vyre.program.opcodes import Access, FaultCode
 from vyre.program.verifier import Verified
 from vyre.ring.layout import Priority
@@ -60,6 +61,19 @@ IDLE_ITEMS: Final = 8
 """Bindings of one program that are kept for reuse when a run is over."""
 
 
+@lru_cache(1_024)
+def _taken(
+    inputs: tuple[ir.Stream, ...],
+    outputs: tuple[ir.Stream, ...],
+    params: tuple[ir.Param, ...],
+    tables: tuple[ir.Table, ...],
+) -> tuple[tuple[tuple[str, np.dtype[Any], ir.Stream], ...], tuple[np.dtype[Any], ...], frozenset[str], int]:
+    """What calls are checked against: inputs with their dtypes, dtypes of outputs, all names, bytes of one element."""
+    taken = tuple((s.name, numpy_dtype(s.dtype), s) for s in inputs)
+    names = frozenset([*(s.name for s in inputs), *(p.name for p in params), *(t.name for t in tables)])
+    return taken, tuple(numpy_dtype(s.dtype) for s in outputs), names, sum(dtype.itemsize for _, dtype, _ in taken)
+
+
 class Loaded:
     """A program resident in a session. Close it, or let the session do so.
 
@@ -88,16 +102,9 @@ class Loaded:
         self.opcode = opcode
         self._idle: list[Any] = []
         program = self.program
-        self._dtypes = [numpy_dtype(s.dtype) for s in program.outputs]
-        self._inputs = inputs = [(s.name, numpy_dtype(s.dtype), s) for s in program.inputs]
-        names = [name for name, _, _ in inputs]
-        if program.params or program.tables:
-            names += [p.name for p in program.params] + [t.name for t in program.tables]
-        self._names = frozenset(names)
-        self._plain = bool(inputs) and not (program.params or program.tables or program.emits)
-        self._bytes = 0
-        for _, dtype, _ in inputs:
-            self._bytes += dtype.itemsize
+        takes = _taken(program.inputs, program.outputs, program.params, program.tables)
+        self._inputs, self._dtypes, self._names, self._bytes = takes
+        self._plain = bool(program.inputs) and not (program.params or program.tables or program.emits)
 
     def close(self) -> None:
         """Forget the program. Nothing that uses it may be unfinished."""
@@ -198,7 +205,7 @@ class Session:
         self._loaded: dict[int, Loaded] = {}
         self._known: dict[int, tuple[object, Loaded]] = {}
         self._by_identity: dict[bytes, Loaded] = {}
-        self._formulas: OrderedDict[tuple[object, ...], tuple[object, Loaded]] = OrderedDict()
+        self._formulas: OrderedDict[tuple[object, ...], Loaded] = OrderedDict()
 
     # --- programs -----------------------------------------------------------------------------------------------
 
@@ -254,8 +261,8 @@ class Session:
             for number, pair in list(self._known.items()):
                 if pair[1] is loaded:
                     self._known.pop(number, None)
-            for key, pair in list(self._formulas.items()):
-                if pair[1] is loaded:
+            for key, one in list(self._formulas.items()):
+                if one is loaded:
                     self._formulas.pop(key, None)
         loaded._free()
 
@@ -498,10 +505,9 @@ class Session:
                 parts += (name, getattr(value, "dtype", type(value)), scalar)
                 plain = plain and scalar
         key = tuple(parts)
-        found = self._formulas.get(key) if type(text) is str else None
-        if found is None:
-            found = self._new_formula(text, key, arrays)
-        compiled, loaded = found
+        loaded = self._formulas.get(key) if type(text) is str else None
+        if loaded is None:
+            loaded = self._new_formula(text, key, arrays)
         named = arrays if len(arrays) == len(loaded._names) else {n: arrays[n] for n in arrays if n in loaded._names}
         if plain:
             common = _plain_operands(loaded, named) if out is None else None
@@ -509,24 +515,22 @@ class Session:
                 return self._run(loaded, named, out, None, None, "raise").value
             operands, shape = common
             return self._run_bound(loaded, operands, shape, []).value
-        return self.run(compiled, out=out, **named).value
+        return self.run(loaded, out=out, **named).value
 
-    def _new_formula(self, text: str, key: tuple[object, ...], arrays: Mapping[str, Any]) -> tuple[object, Loaded]:
+    def _new_formula(self, text: str, key: tuple[object, ...], arrays: Mapping[str, Any]) -> Loaded:
         """Compile and load an expression over arrays like these, for ``evaluate``."""
         compile_, infer = _front_end()
         scalars = [n for n, value in arrays.items() if not getattr(value, "ndim", 0) and not hasattr(value, "__len__")]
         program = compile_(text, infer(arrays), params=scalars)
         if len(self._formulas) >= FORMULAS:
             self._let_go_of_oldest()
-        found = self._formulas[key] = (program, self.load(program))
-        self._known[id(program)] = found
-        return found
+        loaded = self._formulas[key] = self.load(program)
+        return loaded
 
     def _let_go_of_oldest(self) -> None:
         """Drop the oldest formula. Other threads may be running it: it is unloaded when the last of them has let go."""
         with self._lock:
-            _, (program, oldest) = self._formulas.popitem(last=False)
-            self._known.pop(id(program), None)
+            _, oldest = self._formulas.popitem(last=False)
             self._loaded.pop(oldest.opcode, None)
 
     def bind(

@@ -471,8 +471,11 @@ class CpuEngine:
             self._memory.engine.words[state.E_HANDLER_COUNT // 8] = len(self._handlers)
 
     def _image(self, verified: Verified) -> Image:
-        prologue, body, slots, uses_fuel, in_place, reads_outputs = _lowering()(verified, self.store)
-        return Image(verified.program, body, prologue, uses_fuel, slots, in_place, reads_outputs)
+        shared, lower = _lowering()
+        program = verified.program
+        form = shared(self.store).straight(program) or lower(verified, self.store)
+        prologue, body, slots, uses_fuel, in_place, reads_outputs = form
+        return Image(program, body, prologue, uses_fuel, slots, in_place, reads_outputs)
 
     def image(self, opcode: int) -> Image:
         """What was loaded or installed at an opcode. KeyError when nothing is."""
@@ -767,11 +770,12 @@ def _stop(natives_: Natives, memory: _Memory, threads: list[threading.Thread]) -
 
 
 @cache
-def _lowering() -> Any:
-    """tileform.lower: imported when the first program comes, and asked for by no import statement after that."""
+def _lowering() -> tuple[Any, Any]:
+    """The process's handlers and tileform.lower: imported when the first program comes, and by no statement after that."""
+    from vyre.engines.cpu.handlers import shared
     from vyre.engines.cpu.tileform import lower
 
-    return lower
+    return shared, lower
 
 
 @cache
