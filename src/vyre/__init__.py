@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from vyre.stream.formats import column as column
     from vyre.stream.formats import npy as npy
     from vyre.stream.formats import raw as raw
+    from vyre.stream.ranges import ranges as ranges
 
 _HOMES = {
     "decode": "vyre.program.bytecode",
@@ -74,6 +75,7 @@ _HOMES = {
     "column": "vyre.stream.formats",
     "npy": "vyre.stream.formats",
     "raw": "vyre.stream.formats",
+    "ranges": "vyre.stream.ranges",
 }
 
 

@@ -151,9 +151,24 @@ class Plan:
                     decision = _climb(name, extent, found, source, _LADDERS[io], trial)
                 plan.files.append(decision)
                 plan._rungs[extent.file] = decision
-        if any(d.rung.is_direct for d in plan.files) and len(plan.files) > len({d.strip for d in plan.files}):
-            plan.notes.append("around the ends of files inside a column: page cache, blocks of two files cannot meet")
+        plan._note_seams()
         return plan
+
+    def _note_seams(self) -> None:
+        """Say what a direct way cannot take: blocks that two pieces of a column would have to share."""
+        direct = {decision.strip for decision in self.files if decision.rung.is_direct}
+        for name in direct:
+            strip = self._source.strips[name]
+            if strip.scattered:
+                block = max((segment.file.align for segment in strip.segments if segment.file is not None), default=1)
+                bent = sum(1 for s in strip.segments if s.offset % block or s.elements * strip.width % block)
+                if bent:
+                    self.notes.append(
+                        f"{name}: {bent} of {len(strip.segments)} ranges do not begin and end at blocks of {block} bytes: "
+                        "they and what follows them in a chunk come through the page cache"
+                    )
+        if any(len(self._source.files[name]) > 1 and not self._source.strips[name].scattered for name in direct):
+            self.notes.append("around the ends of files inside a column: page cache, blocks of two files cannot meet")
 
     def _size(self, pool: Pool, all_hot: bool, chunk_elements: int | None) -> None:
         """Settle the length of a chunk and how many are in flight."""

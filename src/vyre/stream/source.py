@@ -34,6 +34,7 @@ from vyre.stream.formats import (
     numpy_dtype,
     read_npy_header,
 )
+from vyre.stream.ranges import Ranges
 
 TILE: Final = 1_024  # decision 1: chunks start and, but for the last, end at a tile
 COLD_CHUNK_BYTES: Final = 1 << 20  # of the widest column
@@ -132,11 +133,13 @@ class Strip:
         width: bytes from one element (or row) to the next; nothing else lies between them.
         alignment: bytes to which elements have to be aligned in memory, 1 for rows.
         segments: where they are, in order.
+        scattered: they are many and short: chunks are put together out of several, instead of being cut at each.
     """
 
     width: int
     alignment: int
     segments: list[Segment] = field(default_factory=list)
+    scattered: bool = False
 
     @property
     def count(self) -> int:
@@ -182,6 +185,7 @@ class Source:
         self.notes = list(notes)
         self.count = next((strip.count for strip in strips.values()), 0)
         self._starts = {name: [s.first for s in strip.segments] for name, strip in strips.items()}
+        self._scattered = any(strip.scattered for strip in strips.values())
         self._cuts = sorted({start for starts in self._starts.values() for start in starts if 0 < start < self.count})
 
     @property
@@ -199,7 +203,7 @@ class Source:
 
     def chunk_elements(self, *, hot: bool) -> int:
         """The default length of a chunk: a span when workers read the files, else 1 MiB of the widest strip."""
-        if hot:
+        if hot and not self._scattered:
             return HOT_CHUNK_ELEMENTS
         return COLD_CHUNK_BYTES // max((strip.width for strip in self.strips.values()), default=1)
 
@@ -221,6 +225,10 @@ class Source:
             if chunks:
                 yield Run(first, longest, chunks)
                 first += chunks * longest
+            elif self._scattered:
+                last = min(first + longest, self.count)
+                yield Run(first, last - first, 1)
+                first = last
             elif rest:
                 yield Run(first, rest, 1)
                 first = end
@@ -447,6 +455,8 @@ def _open_files(
     name: str, column: Column, dtype: MemType, undo: contextlib.ExitStack, notes: list[str]
 ) -> tuple[Strip, int]:
     """Open a column's files; what is to be read of them, and where in each row the column is."""
+    if isinstance(column, Ranges):
+        return _open_ranges(name, column, dtype, undo), 0
     strip, inside, first = None, 0, 0
     if not column.paths:
         raise BindError(f"input {name!r} has an empty list of paths", fix="give at least one file")
@@ -471,6 +481,27 @@ def _open_files(
             first += elements
     assert strip is not None, "a directory without files was refused"
     return strip, inside
+
+
+def _open_ranges(name: str, column: Ranges, dtype: MemType, undo: contextlib.ExitStack) -> Strip:
+    """Open the files of many ranges, each once."""
+    if column.dtype is not None:
+        _check_type(
+            f"column {name!r} ({column.paths[0]})", column.dtype, dtype, f"declare the input {column.dtype.name}"
+        )
+    files = [_open_file(path, undo) for path in column.paths]
+    strip = Strip(dtype.size, dtype.size, scattered=True)
+    first = 0
+    for at, (number, offset, size) in enumerate(column.places):
+        file = files[number]
+        elements, left = divmod(size, dtype.size)
+        if left or offset + size > file.size:
+            what = f"are no whole number of {dtype.name} elements" if left else f"reach beyond its {file.size} bytes"
+            raise stream_error(f"{file.path}: range {at} of {name!r}, {size} bytes from offset {offset}, {what}")
+        if elements:
+            strip.segments.append(Segment(first, elements, file, offset))
+            first += elements
+    return strip
 
 
 class _Found(NamedTuple):
