@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from vyre.engines.base import FileRange, ItemResult, Operands
 from vyre.engines.fold import ABSENT, halve
-from vyre.errors import BindError, EngineUnavailable, Fault, ProgramFault, StreamError, WaitTimeout
+from vyre.errors import BindError, Cancelled, EngineUnavailable, Fault, ProgramFault, StreamError, WaitTimeout
 from vyre.program.ir import Accumulator, Program
 from vyre.program.opcodes import SPAN, TILE, AccKind, FaultCode, MemType
 from vyre.ring.layout import OperandKind
@@ -36,11 +36,13 @@ from vyre.stream.sink import Sinks
 from vyre.stream.source import Chunk, Source, open_columns
 
 if TYPE_CHECKING:
+    from vyre.runtime.aio import Driver
     from vyre.runtime.session import Loaded, OnFault, Session
     from vyre.stream.compiled import PumpFunctions
 
 FoldOnto: TypeAlias = Callable[[int, int, int, int], int]
 RING_CAPACITY: Final = 128
+_LOOK_S: Final = 0.05  # a thread that waits looks so often whether it is to stop
 PARTS_AHEAD: Final = 4
 """Chunks that may be finished and not yet asked for: what bounds memory when the caller is slow."""
 
@@ -169,6 +171,8 @@ def _float_extreme(acc: Accumulator, a: Any, b: Any) -> Any:
 class Stream:
     """An iterator of Results, one per chunk, in order. Use it in a ``with``, or run it to its end.
 
+    Under asyncio: ``async with session.stream(...) as stream: async for part in stream: ...``.
+
     Attributes:
         source: the columns.
         plan: which way the bytes come; ``plan.explain()`` says why.
@@ -214,6 +218,8 @@ class Stream:
         self._idle: list[Any] = []
         self._ring: Any = None
         self._give_up: float | None = None
+        self._stopped = False  # the thread that waits for the next part is to leave
+        self._driver: Driver | None = None  # of asyncio's side, once it is used
         self._pid = os.getpid()
         self.plan: Plan
         self._own: Any = None  # an engine that has a way of its own for chunks
@@ -305,6 +311,26 @@ class Stream:
             self._progress(self._done_elements, self.source.count)
         return Result(self._loaded.program, part, self.report)
 
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Result:
+        """The next part, while the event loop goes on. Errors are those of ``next``.
+
+        When the task is cancelled, the stream is closed before CancelledError goes on.
+        """
+        part = await self._in_thread().next()
+        if part is None:
+            raise StopAsyncIteration
+        return part
+
+    def _in_thread(self) -> Driver:
+        if self._driver is None:
+            from vyre.runtime.aio import Driver
+
+            self._driver = Driver(self)
+        return self._driver
+
     def _wait_for_next(self) -> tuple[Chunk, ItemResult]:
         if self._closed:
             raise StopIteration
@@ -315,6 +341,8 @@ class Stream:
         while self._next not in self._finished:
             if self.session.closed:
                 raise self.session._closed_error()
+            if self._stopped:
+                raise Cancelled("the stream was closed while its next part was waited for")
             if self._give_up is not None and time.monotonic() >= self._give_up:
                 raise WaitTimeout(f"the stream was not at its end in time, but at element {self._done_elements:,}")
             self._feed()
@@ -341,7 +369,17 @@ class Stream:
         def describe(fault: Fault, operands: Operands) -> Fault:
             return described(fault, self._loaded, operands)
 
-        found = self._own.take(folded=self._folds, give_up=self._give_up, describe=describe)
+        while True:
+            until = time.monotonic() + _LOOK_S
+            give_up = until if self._give_up is None else min(until, self._give_up)
+            try:
+                found = self._own.take(folded=self._folds, give_up=give_up, describe=describe)
+                break
+            except WaitTimeout:
+                if self._stopped:
+                    raise Cancelled("the stream was closed while its next part was waited for") from None
+                if self._give_up is not None and time.monotonic() >= self._give_up:
+                    raise
         if found is None:
             raise StopIteration
         if isinstance(found, StreamError):
@@ -545,6 +583,8 @@ class Stream:
         self._closed = True
         if os.getpid() != self._pid:  # a forked child: nothing of this is its own
             return
+        if self._driver is not None:
+            self._driver.leave()
         if self._own is not None:
             self._own.close()
         for item, _, _ in self._items.values():
@@ -569,6 +609,15 @@ class Stream:
     def __del__(self) -> None:
         if not getattr(self, "_closed", True):
             self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> Literal[False]:
+        await self._in_thread().close()
+        return False
 
     def __enter__(self) -> Self:
         return self
