@@ -33,12 +33,12 @@ if TYPE_CHECKING:
     from vyre.runtime.api import evaluate as evaluate
     from vyre.runtime.api import open as open
     from vyre.runtime.api import run as run
+    from vyre.runtime.loaded import Bound as Bound
+    from vyre.runtime.loaded import Loaded as Loaded
     from vyre.runtime.populations import LoadedPopulation as LoadedPopulation
     from vyre.runtime.populations import ManyResult as ManyResult
     from vyre.runtime.result import Report as Report
     from vyre.runtime.result import Result as Result
-    from vyre.runtime.session import Bound as Bound
-    from vyre.runtime.session import Loaded as Loaded
     from vyre.runtime.session import Session as Session
     from vyre.runtime.streaming import Stream as Stream
     from vyre.runtime.tickets import Ticket as Ticket
@@ -66,8 +66,8 @@ _HOMES = {
     "ManyResult": "vyre.runtime.populations",
     "Report": "vyre.runtime.result",
     "Result": "vyre.runtime.result",
-    "Bound": "vyre.runtime.session",
-    "Loaded": "vyre.runtime.session",
+    "Bound": "vyre.runtime.loaded",
+    "Loaded": "vyre.runtime.loaded",
     "Session": "vyre.runtime.session",
     "Stream": "vyre.runtime.streaming",
     "Ticket": "vyre.runtime.tickets",

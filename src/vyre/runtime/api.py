@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from vyre.engines.device_array import is_on_device
+from vyre.runtime.faults import OnFault
 from vyre.runtime.programs import ProgramLike
 from vyre.runtime.result import Result
-from vyre.runtime.session import EngineName, OnFault, Session
+from vyre.runtime.session import EngineName, Session
 
 _lock = threading.Lock()
 _defaults: dict[str, Session] = {}

@@ -22,7 +22,9 @@ from vyre.runtime.batches import slots_of
 from vyre.runtime.result import Facts, Result
 
 if TYPE_CHECKING:
-    from vyre.runtime.session import Bound, OnFault, Session
+    from vyre.runtime.faults import OnFault
+    from vyre.runtime.loaded import Bound
+    from vyre.runtime.session import Session
 
 Batch: TypeAlias = "Sequence[Bound] | Sequence[tuple[Any, dict[str, Any]]] | NDArray[Any]"
 WIDTH_MAX = 256
@@ -48,7 +50,7 @@ def dispatch(session: Session, batch: Batch, config: DispatchConfig | None, on_f
 
 def _bound(session: Session, batch: Sequence[Any]) -> tuple[list[Bound], list[Bound]]:
     """The batch as bound programs, and those of them that were bound here."""
-    from vyre.runtime.session import Bound
+    from vyre.runtime.loaded import Bound
 
     bound: list[Bound] = []
     mine: list[Bound] = []

@@ -22,8 +22,9 @@ from vyre.program.ir import Program
 from vyre.program.opcodes import Access, AccKind
 from vyre.program.population import Population, refused
 from vyre.program.verifier import Verified, verify
+from vyre.runtime.arguments import operands_of, with_inputs
+from vyre.runtime.loaded import Loaded
 from vyre.runtime.operands import output_on_device
-from vyre.runtime.session import Loaded, with_inputs
 from vyre.stream.formats import numpy_dtype
 
 if TYPE_CHECKING:
@@ -293,7 +294,7 @@ def run_many(
     refuse_results(program)
     chosen = chosen_of(loaded, programs)
     named = with_inputs(loaded._shape, inputs, named) if inputs is not None else named
-    operands, _ = session._operands(loaded._shape, named, None, elements, [])
+    operands, _ = operands_of(loaded._shape, named, None, elements, [], session._device_stream)
     outputs = rows_of(session, program, out, len(chosen), operands.count)
     engine: Any = session.engine
     if hasattr(engine, "run_population"):

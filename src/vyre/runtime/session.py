@@ -1,7 +1,7 @@
 """A session: one engine kept resident, programs loaded into it, work handed to it.
 
-Owns: joining of programs, operands, engine and results; the lifetime of each. Leaves to others: what may be bound
-(operands), execution (engines), files (streaming).
+Owns: joining of programs, operands, engine and results; the lifetime of each. Leaves to others: what a call gives
+(arguments), what may be bound (operands), execution (engines), files (streaming).
 """
 
 from __future__ import annotations
@@ -11,39 +11,25 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from functools import cache, lru_cache
+from functools import cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vyre.engines.base import FileRange, ItemResult, Operands
-from vyre.engines.device_array import is_on_device
-from vyre.errors import BindError, Fault, Paused, RingFull, SessionClosed, WaitTimeout
-from vyre.program import ir
-from vyre.program.opcodes import Access, FaultCode
-from vyre.program.verifier import Verified
+from vyre.engines.base import ItemResult, Operands
+from vyre.errors import BindError, Paused, RingFull, SessionClosed, WaitTimeout
+from vyre.program.opcodes import FaultCode
 from vyre.ring.layout import Priority
 from vyre.runtime import batches
-from vyre.runtime.operands import (
-    as_input,
-    as_output,
-    as_param,
-    as_table,
-    check_overlap,
-    count_of,
-    on_device,
-    output_on_device,
-    table_on_device,
-)
+from vyre.runtime.arguments import any_in_chunks, any_in_files, operands_of, plain_operands, with_inputs
+from vyre.runtime.faults import OnFault, described
+from vyre.runtime.loaded import Bound, Loaded
 from vyre.runtime.programs import ProgramLike, verified_of
-from vyre.runtime.result import Facts, Result
+from vyre.runtime.result import Result
 from vyre.runtime.tickets import Ticket, raise_for
-from vyre.stream.arrow_memory import Chunked, columns_of, is_series, is_table, series_of
-from vyre.stream.formats import Column, numpy_dtype
-from vyre.stream.source import Source, has_names
+from vyre.stream.source import Source
 
 if TYPE_CHECKING:
     from vyre.geometry import DispatchConfig
@@ -52,118 +38,10 @@ if TYPE_CHECKING:
     from vyre.runtime.streaming import Stream
 
 EngineName = Literal["auto", "cpu", "cuda", "null", "reference"]
-OnFault = Literal["raise", "report"]
 FORMULAS: Final = 4_096
 """Expressions that ``evaluate`` keeps resident; the oldest goes first."""
-DESCRIBED_FUEL: Final = 2_048
-"""Turns of a loop that are run again to find the values at a fault."""
 IDLE_ITEMS: Final = 8
 """Bindings of one program that are kept for reuse when a run is over."""
-
-
-@lru_cache(1_024)
-def _taken(
-    inputs: tuple[ir.Stream, ...],
-    outputs: tuple[ir.Stream, ...],
-    params: tuple[ir.Param, ...],
-    tables: tuple[ir.Table, ...],
-) -> tuple[tuple[tuple[str, np.dtype[Any], ir.Stream], ...], tuple[np.dtype[Any], ...], frozenset[str], int]:
-    """What calls are checked against: inputs with their dtypes, dtypes of outputs, all names, bytes of one element."""
-    taken = tuple((s.name, numpy_dtype(s.dtype), s) for s in inputs)
-    names = frozenset([*(s.name for s in inputs), *(p.name for p in params), *(t.name for t in tables)])
-    return taken, tuple(numpy_dtype(s.dtype) for s in outputs), names, sum(dtype.itemsize for _, dtype, _ in taken)
-
-
-class Loaded:
-    """A program resident in a session. Close it, or let the session do so.
-
-    Attributes:
-        program: the program.
-        opcode: what slots call it.
-    """
-
-    __slots__ = (
-        "_bytes",
-        "_dtypes",
-        "_idle",
-        "_inputs",
-        "_names",
-        "_plain",
-        "opcode",
-        "program",
-        "session",
-        "verified",
-    )
-
-    def __init__(self, session: Session, verified: Verified, opcode: int) -> None:
-        self.session = session
-        self.verified = verified
-        self.program = verified.program
-        self.opcode = opcode
-        self._idle: list[Any] = []
-        program = self.program
-        takes = _taken(program.inputs, program.outputs, program.params, program.tables)
-        self._inputs, self._dtypes, self._names, self._bytes = takes
-        self._plain = bool(program.inputs) and not (program.params or program.tables or program.emits)
-
-    def close(self) -> None:
-        """Forget the program. Nothing that uses it may be unfinished."""
-        self.session._unload(self)
-
-    def _free(self) -> None:
-        if self.opcode < 0:
-            return
-        opcode, self.opcode = self.opcode, -1
-        while self._idle:
-            self._idle.pop().close()
-        if not self.session.engine.closed:
-            self.session.engine.unload(opcode)
-
-    def __del__(self) -> None:
-        if getattr(self, "opcode", -1) >= 0:
-            self._free()
-
-    def __repr__(self) -> str:
-        return f"<vyre program {self.program.name} resident as {self.opcode:#x}>"
-
-
-class Bound:
-    """A program with its operands, to be run again and again: the fast path. Not for two threads at a time.
-
-    ``run()`` reads the inputs as they are then and writes the same outputs each time.
-    """
-
-    __slots__ = ("_item", "_loaded", "_report", "_shape", "session")
-
-    def __init__(self, session: Session, loaded: Loaded, item: Any, shape: tuple[int, ...], report: Facts) -> None:
-        self.session = session
-        self._loaded = loaded
-        self._item = item
-        self._shape = shape
-        self._report = report
-
-    def run(self, *, timeout_s: float | None = None, on_fault: OnFault = "raise") -> Result:
-        """Hand it over, wait, and give its results.
-
-        Raises:
-            ProgramFault: it trapped (unless on_fault is "report").
-            SessionClosed, WaitTimeout: as for a ticket.
-        """
-        session = self.session
-        if session.engine.closed:
-            raise session._closed_error()
-        try:
-            raw = session._execute(self._item, timeout_s)
-        except BaseException:
-            session._settle(self._item)
-            raise
-        if raw.fault is not None:
-            session._fault(raw, self._loaded, self._item.operands, on_fault)
-        return Result(self._loaded.program, raw, self._report, self._shape)
-
-    def close(self) -> None:
-        """Give the binding back."""
-        self._item.close()
 
 
 class Session:
@@ -314,88 +192,6 @@ class Session:
             raise self._closed_error()
         return run_many(self, population, inputs, named, programs, out, elements)
 
-    # --- operands -----------------------------------------------------------------------------------------------
-
-    def _operands(
-        self, loaded: Loaded, named: Mapping[str, Any], out: Any, elements: int | None, notes: list[str]
-    ) -> tuple[Operands, tuple[int, ...]]:
-        """Check and collect everything an item needs."""
-        program = loaded.program
-        names = loaded._names
-        if not names.issuperset(named):
-            raise unknown_name(loaded, next(name for name in named if name not in names))
-        arrays: list[Any] = []
-        try:
-            for name, dtype, stream in loaded._inputs:
-                a = named[name]
-                # The common case first: exactly the array that is needed.
-                if type(a) is not np.ndarray or a.dtype is not dtype or not a.flags.c_contiguous or not a.flags.aligned:
-                    if self._device_stream is not None and type(a) is not np.ndarray and is_on_device(a):
-                        a = on_device("input", stream, a, self._device_stream)
-                    else:
-                        a = as_input(stream, a, notes)
-                arrays.append(a)
-        except KeyError:
-            raise BindError(f"program {program.name}: input {stream.name} ({stream.dtype.name}) is missing") from None
-        count = count_of(program, arrays, elements)
-        shape = arrays[0].shape if arrays else (count,)
-        if len(arrays) > 1 and any(a.shape != shape for a in arrays):
-            shape = (count,)
-        params = params_of(loaded, named) if program.params else []
-        tables: list[Any] = []
-        for table in program.tables:
-            if table.name not in named:
-                raise BindError(f"program {program.name}: table {table.name} ({table.dtype.name}) is missing")
-            value = named[table.name]
-            if self._device_stream is not None and type(value) is not np.ndarray and is_on_device(value):
-                tables.append(table_on_device(table, value, self._device_stream))
-            else:
-                tables.append(as_table(table, value))
-        if out is None:
-            outputs: list[NDArray[Any]] = [np.empty(count, dtype) for dtype in loaded._dtypes]
-        else:
-            outputs = self._outputs(loaded, out, count, arrays, tables)
-        emits = [np.empty(count, numpy_dtype(s.dtype)) for s in program.emits] if program.emits else []
-        return Operands(0, count, arrays, outputs, emits, tables, params), shape
-
-    def _outputs(
-        self, loaded: Loaded, out: Any, count: int, arrays: list[NDArray[Any]], tables: list[NDArray[Any]]
-    ) -> list[NDArray[Any]]:
-        program = loaded.program
-        if not isinstance(out, Mapping):
-            if len(program.outputs) != 1:
-                names = ", ".join(s.name for s in program.outputs) or "none"
-                raise BindError(
-                    f"out is one array, but program {program.name} has these outputs: {names}",
-                    fix="pass a dict by name",
-                )
-            out = {program.outputs[0].name: out}
-        for name in out:
-            if name not in [s.name for s in program.outputs]:
-                raise BindError(f"out names {name!r}, which is no output of program {program.name}")
-        host = [(s.name, a) for s, a in zip(program.inputs, arrays, strict=True) if isinstance(a, np.ndarray)]
-        others = dict(host)
-        written = {
-            f"table {t.name}": a for t, a in zip(program.tables, tables, strict=True) if isinstance(a, np.ndarray)
-        }
-        there: dict[str, Any] = {f"input {s.name}": a for s, a in zip(program.inputs, arrays, strict=True)}
-        there |= {f"table {t.name}": a for t, a in zip(program.tables, tables, strict=True)}
-        outputs: list[Any] = []
-        for stream, dtype in zip(program.outputs, loaded._dtypes, strict=True):
-            a: Any
-            given = out.get(stream.name)
-            if self._device_stream is not None and type(given) is not np.ndarray and is_on_device(given):
-                a = there[f"out for {stream.name}"] = output_on_device(stream, given, count, self._device_stream, there)
-            elif stream.name in out:
-                a = as_output(stream, out[stream.name], count)
-                check_overlap(a, stream.name, others)
-                check_overlap(a, stream.name, written, in_place=False)
-                written[f"out for {stream.name}"] = a
-            else:
-                a = np.empty(count, dtype)
-            outputs.append(a)
-        return outputs
-
     # --- running ------------------------------------------------------------------------------------------------
 
     def run(
@@ -438,7 +234,7 @@ class Session:
                 with self._stream(loaded, named, chunk, io, progress, inputs) as stream:
                     return stream.run_to_end(out, on_fault, timeout_s)
             named = with_inputs(loaded, inputs, named)
-        plain = _plain_operands(loaded, named) if out is None and elements is None else None
+        plain = plain_operands(loaded, named) if out is None and elements is None else None
         if plain is not None:
             operands, shape = plain
             return self._run_bound(loaded, operands, shape, [], timeout_s, on_fault)
@@ -460,7 +256,7 @@ class Session:
     ) -> Result:
         """``run`` over arrays."""
         notes: list[str] = []
-        operands, shape = self._operands(loaded, named, out, elements, notes)
+        operands, shape = operands_of(loaded, named, out, elements, notes, self._device_stream)
         return self._run_bound(loaded, operands, shape, notes, timeout_s, on_fault)
 
     def _run_bound(
@@ -510,7 +306,7 @@ class Session:
             loaded = self._new_formula(text, key, arrays)
         named = arrays if len(arrays) == len(loaded._names) else {n: arrays[n] for n in arrays if n in loaded._names}
         if plain:
-            common = _plain_operands(loaded, named) if out is None else None
+            common = plain_operands(loaded, named) if out is None else None
             if common is None:
                 return self._run(loaded, named, out, None, None, "raise").value
             operands, shape = common
@@ -545,7 +341,7 @@ class Session:
         if any_in_files(loaded, named):
             raise BindError("bind takes arrays; files are streamed", fix="use session.stream or session.run")
         notes: list[str] = []
-        operands, shape = self._operands(loaded, named, out, elements, notes)
+        operands, shape = operands_of(loaded, named, out, elements, notes, self._device_stream)
         report = (self.engine.name, operands.count, operands.count * loaded._bytes, 0.0, notes)
         return Bound(self, loaded, self.engine.item(loaded.opcode, operands), shape, report)
 
@@ -623,7 +419,7 @@ class Session:
         if any_in_files(loaded, named):
             raise BindError("submit takes arrays; files are streamed", fix="use session.stream or session.run")
         notes: list[str] = []
-        operands, shape = self._operands(loaded, named, out, elements, notes)
+        operands, shape = operands_of(loaded, named, out, elements, notes, self._device_stream)
         report = (self.engine.name, operands.count, operands.count * loaded._bytes, 0.0, notes)
         deadline = 0 if timeout_s is None else time.monotonic_ns() + max(0, int(timeout_s * 1e9))
         return Ticket(self, loaded, self._item(loaded, operands), shape, report, deadline)
@@ -913,167 +709,3 @@ def _front_end() -> tuple[Any, Any]:
     from vyre.program.types import infer_types
 
     return compile_expression, infer_types
-
-
-def _plain_operands(loaded: Loaded, named: Mapping[str, Any]) -> tuple[Operands, tuple[int, ...]] | None:
-    """Operands and shape of the common call: exactly the arrays that are needed, contiguous, aligned and, as most are, writable.
-
-    None: it is another one, or a wrong one; Session._operands knows.
-    """
-    if not loaded._plain or len(named) != len(loaded._inputs):
-        return None
-    arrays: list[Any] = []
-    shape: tuple[int, ...] | None = None
-    count = 0
-    for name, dtype, _ in loaded._inputs:
-        a = named.get(name)
-        if type(a) is not np.ndarray or a.dtype is not dtype or not a.flags.carray:
-            return None
-        if shape is None:
-            shape, count = a.shape, a.size
-        elif a.shape != shape:
-            return None
-        arrays.append(a)
-    assert shape is not None
-    outputs: list[NDArray[Any]] = []
-    for dtype in loaded._dtypes:
-        outputs.append(np.empty(count, dtype))
-    return Operands(0, count, arrays, outputs, [], [], []), shape
-
-
-def params_of(loaded: Loaded, named: Mapping[str, Any]) -> list[int]:
-    """64 bits of each parameter, from the call or its default."""
-    bits = []
-    for param in loaded.program.params:
-        if param.name in named:
-            bits.append(as_param(param, named[param.name]))
-        elif param.default is not None:
-            bits.append(param.default)
-        else:
-            raise BindError(f"program {loaded.program.name}: parameter {param.name} ({param.dtype.name}) is missing")
-    return bits
-
-
-def with_inputs(loaded: Loaded, inputs: Any, named: Mapping[str, Any]) -> dict[str, Any]:
-    """The positional argument of a call, merged with what was given by name."""
-    if type(inputs) is dict and not named:
-        return dict(inputs)
-    if isinstance(inputs, Mapping):
-        both = [name for name in inputs if name in named]
-        if both:
-            raise BindError(f"{both[0]} is given twice, in the mapping and by name")
-        return {**inputs, **named}
-    streams = loaded.program.inputs
-    if is_table(inputs):
-        return {**columns_of(inputs, [stream.name for stream in streams if stream.name not in named]), **named}
-    if len(streams) > 1 and (isinstance(inputs, str) or hasattr(inputs, "__fspath__")):
-        column = Column(inputs)
-        if has_names(column):
-            return with_inputs(loaded, {stream.name: column for stream in streams}, named)
-    if len(streams) != 1:
-        names = ", ".join(s.name for s in streams) or "none"
-        raise BindError(
-            f"program {loaded.program.name} has these inputs: {names}; one bare value names none of them",
-            fix="pass a dict by name",
-        )
-    if streams[0].name in named:
-        raise BindError(f"{streams[0].name} is given twice, bare and by name")
-    return {streams[0].name: inputs, **named}
-
-
-def any_in_files(loaded: Loaded, named: Mapping[str, Any]) -> bool:
-    """True when some input is a path, a list of paths or a Column."""
-    for stream in loaded.program.inputs:
-        value = named.get(stream.name)
-        if type(value) is np.ndarray:
-            continue
-        if isinstance(value, (str, Column)) or hasattr(value, "__fspath__"):
-            return True
-        if (
-            isinstance(value, (list, tuple))
-            and value
-            and all(isinstance(v, str) or hasattr(v, "__fspath__") for v in value)
-        ):
-            return True
-    return False
-
-
-def any_in_chunks(loaded: Loaded, named: Mapping[str, Any]) -> bool:
-    """True when some input is a column in several arrays, which a stream reads where they are."""
-    for stream in loaded.program.inputs:
-        value = named.get(stream.name)
-        if type(value) is np.ndarray:
-            continue
-        if is_series(value):
-            value = series_of(stream.name, value)
-        if isinstance(value, Chunked) and len(value.arrays) > 1:
-            return True
-    return False
-
-
-def unknown_name(loaded: Loaded, name: str) -> BindError:
-    """The error for a name that the program does not declare."""
-    import difflib
-
-    program = loaded.program
-    near = difflib.get_close_matches(name, loaded._names, n=1)
-    parts = [
-        f"{what} {', '.join(d.name for d in declared)}"
-        for what, declared in (("inputs", program.inputs), ("parameters", program.params), ("tables", program.tables))
-        if declared
-    ]
-    return BindError(
-        f"program {program.name} declares no {name!r}; it has {'; '.join(parts) or 'nothing to bind'}",
-        fix=f"did you mean {near[0]}?" if near else "",
-    )
-
-
-def described(fault: Fault, loaded: Loaded, operands: Operands) -> Fault:
-    """A fault with its source line and the values of its operands, which the reference finds by running that tile."""
-    program = loaded.program
-    if fault.pc is None or fault.code >= 16:
-        return fault
-    values = fault.operands
-    if fault.element is not None and fault.code != FaultCode.out_of_fuel and not values:
-        values = _operand_values(fault, fault.element, loaded, operands)
-    return Fault(
-        fault.code,
-        fault.reason,
-        fault.pc,
-        fault.element,
-        program.source or None,
-        program.line_of(fault.pc),
-        dict(values),
-    )
-
-
-def _operand_values(fault: Fault, element: int, loaded: Loaded, operands: Operands) -> dict[str, int | float]:
-    from vyre.engines.immediate import read_range
-    from vyre.engines.reference import execute
-
-    arrays = [a for a in operands.inputs if not isinstance(a, FileRange)]
-    if not all(isinstance(a, np.ndarray) for a in (*arrays, *operands.outputs, *operands.tables)):
-        return {}  # in device memory
-    if any(np.may_share_memory(out, a) for out in operands.outputs for a in arrays):
-        return {}  # the inputs are no longer what they were
-    first = element // 1024 * 1024
-    count = element - first + 1
-    skip = first - operands.origin
-    inputs = []
-    for stream, a in zip(loaded.program.inputs, operands.inputs, strict=True):
-        if isinstance(a, FileRange):
-            found = read_range(FileRange(a.fd, a.offset + skip * stream.dtype.size), stream.dtype, count)
-            if found is None:
-                return {}
-            inputs.append(found)
-        else:
-            inputs.append(a.reshape(-1)[skip : skip + count])
-    tables = [
-        a.copy() if t.access is Access.atomic else a
-        for t, a in zip(loaded.program.tables, operands.tables, strict=True)
-    ]
-    # A fault behind a million turns of a loop is not worth half a minute of the reference's time.
-    program = replace(loaded.program, fuel=min(loaded.program.fuel, DESCRIBED_FUEL))
-    again = execute(program, inputs, operands.params, tables, first, count).fault
-    same = again is not None and (again.code, again.pc, again.element) == (fault.code, fault.pc, element)
-    return again.operands if again is not None and same else {}

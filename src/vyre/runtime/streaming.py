@@ -37,7 +37,9 @@ from vyre.stream.source import Chunk, Source, open_columns
 
 if TYPE_CHECKING:
     from vyre.runtime.aio import Driver
-    from vyre.runtime.session import Loaded, OnFault, Session
+    from vyre.runtime.faults import OnFault
+    from vyre.runtime.loaded import Loaded
+    from vyre.runtime.session import Session
     from vyre.stream.compiled import PumpFunctions
 
 FoldOnto: TypeAlias = Callable[[int, int, int, int], int]
@@ -189,7 +191,7 @@ class Stream:
         progress: Callable[[int, int], None] | None,
         source: Source | None,
     ) -> None:
-        from vyre.runtime.session import params_of, unknown_name
+        from vyre.runtime.arguments import params_of, unknown_name
 
         self.session = session
         self._loaded = loaded
@@ -364,7 +366,7 @@ class Stream:
         return found
 
     def _take_from_engine(self) -> tuple[Chunk, ItemResult]:
-        from vyre.runtime.session import described
+        from vyre.runtime.faults import described
 
         def describe(fault: Fault, operands: Operands) -> Fault:
             return described(fault, self._loaded, operands)
@@ -469,7 +471,7 @@ class Stream:
         raw = item.result()
         assert arrived is not None
         if raw.fault is not None and raw.fault.code not in (FaultCode.io_error, FaultCode.file_shrank):
-            from vyre.runtime.session import described
+            from vyre.runtime.faults import described
 
             raw.fault = described(raw.fault, self._loaded, operands)
         self._finished[index] = (arrived.chunk, raw)

@@ -15,7 +15,8 @@ from vyre.program.opcodes import FaultCode
 from vyre.runtime.result import Facts, Result
 
 if TYPE_CHECKING:
-    from vyre.runtime.session import Loaded, Session
+    from vyre.runtime.loaded import Loaded
+    from vyre.runtime.session import Session
 
 
 class Ticket:
@@ -53,7 +54,7 @@ class Ticket:
                 operands = self._item.operands
                 raw: ItemResult = self._item.result()
                 if raw.fault is not None:
-                    from vyre.runtime.session import described
+                    from vyre.runtime.faults import described
 
                     raw.fault = described(raw.fault, self._loaded, operands)
                 self._raw = raw
