@@ -46,17 +46,20 @@ class Driver:
             raise
 
     async def close(self) -> None:
-        """Stop the stream and close it, without holding up the event loop."""
-        if self._stream._closed:
-            return
+        """Stop the stream and close it, without holding up the event loop. On return everything is given back."""
         self._stream._stopped = True
-        # Also when this is cancelled in turn, the thread goes on and gives everything back.
-        await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, self._stream.close))
+        # Also when this is cancelled in turn, that thread goes on and gives everything back.
+        await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, self._end))
+
+    def _end(self) -> None:
+        # The thread may itself be closing the stream, because it was stopped: not before it has left is all given back.
+        self._thread.shutdown(wait=True)
+        self._stream.close()
 
     def leave(self) -> None:
         """Wait until the thread is not in the stream any more, unless this is that thread; then it ends."""
         self._stream._stopped = True
-        self._thread.shutdown(wait=self._ident not in (0, threading.get_ident()))
+        self._thread.shutdown(wait=self._ident != threading.get_ident())
 
     def _take(self) -> Result | None:
         self._ident = threading.get_ident()
