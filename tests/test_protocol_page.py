@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vyre.ring import layout, order
-from vyre.ring.layout import RECORD_DTYPE, SLOT, Opcode, Priority, Status
+from vyre.ring.layout import IO_REQUEST, RECORD_DTYPE, SLOT, Opcode, Priority, Status, Word
 
 PAGE = Path(__file__).parent.parent / "docs/protocol.md"
 SOURCE = Path(layout.__file__).read_text(encoding="utf-8")
@@ -21,9 +21,9 @@ def table(title: tuple[str, ...], rows: list[tuple[object, ...]]) -> str:
     )
 
 
-def slots() -> str:
+def slots(words: dict[str, Word]) -> str:
     return table(
-        ("word", "name", "writer", "holds"), [(w.at, f"`{name}`", w.writer, w.meaning) for name, w in SLOT.items()]
+        ("word", "name", "writer", "holds"), [(w.at, f"`{name}`", w.writer, w.meaning) for name, w in words.items()]
     )
 
 
@@ -64,7 +64,10 @@ def orders() -> str:
 
 
 TABLES = {
-    "slots": slots(),
+    "slots": slots(SLOT),
+    "requests": slots(IO_REQUEST),
+    "request list": words("REQUESTS"),
+    "paged table": words("PAGED"),
     "records": records(),
     "ring": words("RING"),
     "session": words("SESSION"),
@@ -90,7 +93,7 @@ def test_every_word_and_function_that_the_page_names_exists():
     from vyre.engines.cpu.worker import worker_unit
 
     text = PAGE.read_text(encoding="utf-8")
-    known = set(worker_unit.functions) | set(vars(layout)) | set(SLOT) | set(RECORD_DTYPE.names or ())
+    known = set(worker_unit.functions) | set(vars(layout)) | set(SLOT) | set(IO_REQUEST) | set(RECORD_DTYPE.names or ())
     known |= {v.name for e in (Status, Priority, Opcode) for v in e}
     known |= set(
         re.findall(r"\b([EJBWI]_[A-Z_]+)\b", (Path(layout.__file__).parent.parent / "engines/cpu/state.py").read_text())

@@ -107,6 +107,7 @@ class FaultCode(IntEnum):
     io_error = 21
     file_shrank = 22
     stopped = 23
+    load_miss = 24
 
 
 FAULT_REASONS: Final[dict[FaultCode, str]] = {
@@ -125,6 +126,7 @@ FAULT_REASONS: Final[dict[FaultCode, str]] = {
     FaultCode.io_error: "input/output error",
     FaultCode.file_shrank: "file shrank while it was read",
     FaultCode.stopped: "engine stopped",
+    FaultCode.load_miss: "pages of a table on disk are not in memory yet",
 }
 
 

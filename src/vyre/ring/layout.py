@@ -155,6 +155,37 @@ SESSION_RING_LIST: Final = 384  # u64[MAX_RINGS], host: address of a ring's cont
 MAX_RINGS: Final = 16
 SESSION_BLOCK_BYTES: Final = 512
 
+# --- requests of an engine to the host: pages of tables on disk (decision 34) -------------------------------------
+
+IO_REQUEST: Final = {
+    "opcode": Word(0, "engine", "LOAD_MISS"),
+    "handle": Word(1, "engine", "of the host's capability table: which file, from where to where, with which rights"),
+    "offset_low": Word(2, "engine", "byte of the file at which the page begins"),
+    "offset_high": Word(3, "engine", ""),
+    "bytes": Word(4, "engine", "length of the page"),
+}
+IO_REQUEST_BYTES: Final = 32
+IO_REQUEST_DTYPE: Final = np.dtype(
+    [
+        ("opcode", "<u4"), ("handle", "<u4"), ("offset_low", "<u4"), ("offset_high", "<u4"), ("bytes", "<u4"),
+        ("reserved", "<u4", (3,)),
+    ]
+)  # fmt: skip
+assert IO_REQUEST_DTYPE.itemsize == IO_REQUEST_BYTES
+
+REQUESTS_COUNT: Final = 0  # u64, engine: requests of this run, moved by add; beyond the capacity they are counted only
+REQUESTS_CAPACITY: Final = 8  # u64, host: entries that there is room for
+REQUESTS_ENTRIES: Final = 64  # u32[8] each, engine: the requests, in any order, the same one more than once
+
+# What a table on disk is to an engine, in place of the address of its elements.
+PAGED_FRAMES: Final = 0  # u64, host: address of one u64 per page of the file: where its bytes are, 0 while they are not
+PAGED_SHIFT: Final = 8  # u64, host: log2 of the bytes of a page
+PAGED_BASE: Final = 16  # u64, host: byte of the file at which element 0 begins
+PAGED_REQUESTS: Final = 24  # u64, host: address of the requests of the item that is running
+PAGED_HANDLE: Final = 32  # u64, host: what requests name the file by
+PAGED_USED: Final = 40  # u64, host: address of one u8 per page, engine: 1 when the item that is running wants the page
+PAGED_BYTES: Final = 64
+
 # --- binding operands ---------------------------------------------------------------------------------------------
 
 
