@@ -44,6 +44,20 @@ class FileRange(NamedTuple):
     offset: int
 
 
+class PagedTable(NamedTuple):
+    """A table on disk, as an engine meets it (ring/layout.py has the blocks).
+
+    Attributes:
+        address: of the table's PAGED block.
+        size: elements.
+        requests: address of the list that gathers leave their requests in. One list for all tables of an item.
+    """
+
+    address: int
+    size: int
+    requests: int
+
+
 @dataclass(slots=True)
 class Operands:
     """What one item works on. Everything is in declaration order and stays alive and in place until the item ends.
@@ -54,7 +68,7 @@ class Operands:
         inputs: arrays of at least ``count`` elements in memory type, or ranges of files.
         outputs: arrays of ``count`` elements, written in place.
         emits: arrays with room for ``count`` elements.
-        tables: 1-D arrays; atomic ones are updated in place.
+        tables: 1-D arrays; atomic ones are updated in place. Or tables on disk, for a program that was loaded so.
         params: 64 bits each, in memory form.
     """
 
@@ -63,7 +77,7 @@ class Operands:
     inputs: list[NDArray[Any] | FileRange]
     outputs: list[NDArray[Any]]
     emits: list[NDArray[Any]]
-    tables: list[NDArray[Any]]
+    tables: list[Any]
     params: list[int]
 
 

@@ -12,6 +12,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from vyre.engines.base import PagedTable
+
 MEMORY_WORDS: Final = (ctypes.c_uint64 * (1 << 45)).from_address(0)
 """All memory that a process can have, as words. An object of its own for each address would take three times as long."""
 
@@ -35,3 +37,10 @@ def address_of(a: NDArray[Any]) -> int:
     if OFFSET is None or type(a) is not np.ndarray:
         return int(a.ctypes.data)
     return MEMORY_WORDS[id(a) + OFFSET >> 3]
+
+
+def table_at(table: NDArray[Any] | PagedTable) -> tuple[int, int]:
+    """Address and elements of a table; of one on disk the address of what describes it."""
+    if isinstance(table, PagedTable):
+        return table.address, table.size
+    return address_of(table), table.size

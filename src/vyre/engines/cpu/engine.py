@@ -38,7 +38,7 @@ from vyre.engines.cpu.abi import (
     SCRATCH_SLOTS,
     SCRATCH_STRIDE,
 )
-from vyre.engines.cpu.addresses import MEMORY_WORDS, OFFSET, address_of
+from vyre.engines.cpu.addresses import MEMORY_WORDS, OFFSET, address_of, table_at
 from vyre.engines.cpu.image import Image
 from vyre.errors import ArenaFull, EngineUnavailable, ProgramError, SessionClosed
 from vyre.kept import kept_ir
@@ -173,6 +173,7 @@ class BindingBlock:
         tables: Sequence[tuple[int, int]],
         params: Sequence[int],
         owners: object,
+        requests: int = 0,
     ) -> None:
         accs, n_emits = len(image.bins), len(emits)
         tiles = (elements + 1023) >> 10
@@ -214,7 +215,7 @@ class BindingBlock:
             p_emitted,
             p_inputs,
         ]
-        head += [p_outputs, p_emits, p_bins, image.address]
+        head += [p_outputs, p_emits, p_bins, image.address, requests]
         for kind, place, offset in inputs:
             head += (kind, place, offset, 0)
         head += outputs
@@ -253,8 +254,8 @@ class BindingBlock:
             at += 1
         if operands.emits or operands.tables or operands.params:
             rest = [address_of(a) for a in operands.emits]
-            for a in operands.tables:
-                rest += (address_of(a), a.size)
+            for table in operands.tables:
+                rest += table_at(table)
             rest += operands.params
             _packer(len(rest))(block, 8 * at, *rest)
         self._owners = operands
@@ -348,6 +349,7 @@ class CpuEngine:
     """
 
     name = "cpu"
+    takes_paged_tables = True
 
     def __init__(
         self,
@@ -408,13 +410,15 @@ class CpuEngine:
 
     # --- programs -----------------------------------------------------------------------------------------------
 
-    def load(self, verified: Verified) -> int:
+    def load(self, verified: Verified, paged: frozenset[int] = frozenset()) -> int:
         """Make a verified program resident. Returns its opcode.
 
+        Args:
+            paged: numbers of the tables that are bound as tables on disk; the others are memory.
         Raises:
             ArenaFull: the program store has no room.
         """
-        image = self._image(verified)
+        image = self._image(verified, paged)
         with self._lock:
             self._check_open()
             while True:
@@ -470,10 +474,10 @@ class CpuEngine:
             words[2 * entry] = opcode
             self._memory.engine.words[state.E_HANDLER_COUNT // 8] = len(self._handlers)
 
-    def _image(self, verified: Verified) -> Image:
+    def _image(self, verified: Verified, paged: frozenset[int] = frozenset()) -> Image:
         shared, lower = _lowering()
         program = verified.program
-        form = shared(self.store).straight(program) or lower(verified, self.store)
+        form = (None if paged else shared(self.store).straight(program)) or lower(verified, self.store, paged)
         prologue, body, slots, uses_fuel, in_place, reads_outputs = form
         return Image(program, body, prologue, uses_fuel, slots, in_place, reads_outputs)
 
@@ -500,6 +504,7 @@ class CpuEngine:
         tables: Sequence[tuple[int, int]] = (),
         params: Sequence[int] = (),
         owners: object = None,
+        requests: int = 0,
     ) -> tuple[int, BindingBlock]:
         """Describe operands to the workers.
 
@@ -511,13 +516,14 @@ class CpuEngine:
             tables: (address, elements) of each.
             params: 64 bits each, in memory form.
             owners: kept alive until unbind.
+            requests: address of the list for requests of tables on disk, 0 when there are none.
         Returns:
             The binding's number, for slots, and its block, for results.
         Raises:
             ArenaFull: the binding arena has no room.
         """
         image = self._images[opcode]
-        block = BindingBlock(image, opcode, origin, elements, inputs, outputs, emits, tables, params, owners)
+        block = BindingBlock(image, opcode, origin, elements, inputs, outputs, emits, tables, params, owners, requests)
         try:
             number = self._free_bindings.pop()
         except IndexError:

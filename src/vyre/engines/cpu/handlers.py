@@ -138,6 +138,7 @@ def _data(found: dict[str, tuple[str, Maker]]) -> None:
         for dtype in MemType:
             group = dtype.type.name if dtype.is_identity else dtype.name
             found[f"table_get.{dtype.name}{end}"] = (f"table_get.{group}{end}", makers.table_get(dtype, masked))
+            found[f"table_page.{dtype.name}{end}"] = (f"table_page.{group}{end}", makers.table_page(dtype, masked))
         for size in (4, 8):
             for verb in ("add", "and", "or", "xor", "min_s", "min_u", "max_s", "max_u"):
                 maker = makers.table_atomic(verb, size, masked)

@@ -152,7 +152,8 @@ def _select(low: State, instruction: tuple[int, ...], plan: p.Plan, wave: int) -
 
 def _table_get(low: State, instruction: tuple[int, ...], plan: p.Plan, wave: int) -> None:
     _, dst, a, _, _, imm = instruction
-    name = f"table_get.{low.program.tables[imm].dtype.name}" + (".masked" if low.mask else "")
+    verb = "table_page" if imm in low.paged else "table_get"
+    name = f"{verb}.{low.program.tables[imm].dtype.name}" + (".masked" if low.mask else "")
     _define(low, dst, plan, wave, name, low.vector(low.loc[a]), imm=imm)
 
 

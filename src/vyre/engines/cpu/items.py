@@ -13,8 +13,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from vyre.engines.base import FileRange, ItemResult, Operands
-from vyre.engines.cpu.addresses import address_of
+from vyre.engines.base import FileRange, ItemResult, Operands, PagedTable
+from vyre.engines.cpu.addresses import address_of, table_at
 from vyre.engines.cpu.engine import FILE, MEMORY, WAIT_SLICE_NS, BindingBlock, CpuEngine
 from vyre.errors import BindError, Fault
 from vyre.program.ir import Program
@@ -101,9 +101,10 @@ class CpuItem:
             inputs=_inputs(operands),
             outputs=[address_of(a) for a in operands.outputs],
             emits=[address_of(a) for a in operands.emits] if operands.emits else (),
-            tables=[(address_of(a), a.size) for a in operands.tables] if operands.tables else (),
+            tables=[table_at(t) for t in operands.tables] if operands.tables else (),
             params=operands.params,
             owners=operands,
+            requests=_requests(operands) if operands.tables else 0,
         )
 
     def retarget(self, operands: Operands) -> None:
@@ -258,6 +259,10 @@ def _refuse_in_place(program: Program, operands: Operands) -> None:
                     "be the same memory",
                     fix="give the output memory of its own",
                 )
+
+
+def _requests(operands: Operands) -> int:
+    return next((t.requests for t in operands.tables if isinstance(t, PagedTable)), 0)
 
 
 def _inputs(operands: Operands) -> list[tuple[int, int, int]]:

@@ -12,6 +12,7 @@ from vyre.engines.cpu.abi import FAULT_ELEMENT_SHIFT, FAULT_NONE, FAULT_PC_SHIFT
 from vyre.engines.cpu.folding import compact_emits, fold_results, fold_unit
 from vyre.engines.cpu.state import (
     B_OPCODE,
+    B_REQUESTS,
     E_ACTIVE,
     E_BUSY,
     E_JOB_COUNT,
@@ -43,7 +44,7 @@ from vyre.engines.cpu.tiles import TILE_SHIFT, run_tiles
 from vyre.native import Unit, cas64, fetch_add64, fetch_min64, load64, load64_acquire, load64_relaxed, now_ns, store64
 from vyre.program.opcodes import FaultCode
 from vyre.ring.consumer import complete
-from vyre.ring.layout import NO_ELEMENT, NO_PC, STOP_NOW, Status
+from vyre.ring.layout import NO_ELEMENT, NO_PC, REQUESTS_COUNT, STOP_NOW, Status
 from vyre.ring.producer import slot_address, stop_address
 
 DONE = Status.DONE
@@ -52,6 +53,7 @@ CANCELLED = FaultCode.cancelled
 DEADLINE = FaultCode.deadline
 IO_ERROR = FaultCode.io_error
 FILE_SHRANK = FaultCode.file_shrank
+LOAD_MISS = FaultCode.load_miss
 
 job_unit = Unit("jobs", fold_unit)
 
@@ -90,8 +92,27 @@ def finish(
     fault: int,
     started: int,
 ) -> None:
-    """All tiles are done: fold, compact, complete."""
+    """All tiles are done: fold, compact, complete; or say that pages are missing."""
     opcode = load64(binding + B_OPCODE)
+    requests = load64(binding + B_REQUESTS)
+    if requests != 0 and load64_relaxed(requests + REQUESTS_COUNT) != 0:
+        # Tiles were dropped: what trapped in the others is not the item's fault yet. The adds of the tiles' ends order
+        # the requests before the count is read here, as they order results.
+        missing = load64_relaxed(requests + REQUESTS_COUNT)
+        complete(
+            engine,
+            ring,
+            sequence,
+            FAULT,
+            LOAD_MISS,
+            NO_PC,
+            NO_ELEMENT,
+            missing,
+            opcode,
+            started,
+            load64(worker + W_INDEX),
+        )
+        return
     if fault != FAULT_NONE:
         complete_fault(engine, worker, ring, sequence, fault, opcode, started)
         return

@@ -32,8 +32,16 @@ class OutOfScratch(Exception):
 class State:
     """Of one run over one program."""
 
-    def __init__(self, program: Program, facts: Analysis, handlers: Handlers, early_stores_wait: bool) -> None:
+    def __init__(
+        self,
+        program: Program,
+        facts: Analysis,
+        handlers: Handlers,
+        early_stores_wait: bool,
+        paged: frozenset[int] = frozenset(),
+    ) -> None:
         self.program = program
+        self.paged = paged  # tables that are on disk
         self.facts = facts
         self.handlers = handlers
         self.wait = early_stores_wait

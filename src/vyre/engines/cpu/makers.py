@@ -19,6 +19,7 @@ from vyre.engines.cpu.skeleton import BLOCK, Made, Text, per_lane
 from vyre.engines.cpu.templates import fill
 from vyre.errors import EngineUnavailable
 from vyre.program.opcodes import MemType, Op
+from vyre.ring import layout
 
 Maker = Callable[[str], Made]
 """Called with the handler's symbol."""
@@ -28,6 +29,10 @@ _HEAVY: Final = frozenset(
 )
 """Verbs whose handlers compute more than they wait for memory."""
 INTEGER: Final = {1: "i8", 2: "i16", 4: "i32", 8: "i64"}
+_PAGED: Final = {name: vars(layout)[name] for name in vars(layout) if name.startswith(("PAGED_", "REQUESTS_"))} | {
+    "IO_REQUEST_BYTES": layout.IO_REQUEST_BYTES,
+    "LOAD_MISS": int(layout.Opcode.LOAD_MISS),
+}
 _BYTES: Final = {"i8": 1, "i16": 2, "i32": 4, "i64": 8, "float": 4, "double": 8}
 
 
@@ -447,6 +452,32 @@ def table_get(dtype: MemType, masked: bool) -> Maker:
         ]
         text.loop("\n".join(element))
         return text.leave()
+
+    return make
+
+
+def table_page(dtype: MemType, masked: bool) -> Maker:
+    """The same of a table on disk, some of whose pages are in memory."""
+
+    def make(symbol: str) -> Made:
+        raw, result = INTEGER[dtype.size], INTEGER[dtype.type.size]
+        _check_half(dtype.name)
+        text = Text(symbol)
+        widening = memory_body("load.same" if dtype.is_identity else f"load.{dtype.name}", raw, result)
+        text.bodies.append(widening)
+        if masked:
+            text.section("mask")
+        text.section("imm")
+        text.section_of("results", "table")
+        text.splat("length", "i64")
+        text.operand("a")
+        text.operand("d")
+        _bounds(text, masked)
+        on = fill("results", "paged.masked" if masked else "paged.all")
+        values = {"n": text.n, "from": text.before, "on": on, "T": raw, "A": dtype.size, "R": result}
+        values |= {"B": dtype.type.size, "widening": widening.symbol, "skipped": ", [ %asked, %one ]" if masked else ""}
+        text.section_of("results", "paged", **values, **_PAGED)
+        return text.finish()
 
     return make
 

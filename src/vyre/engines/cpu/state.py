@@ -94,7 +94,8 @@ B_OUTPUTS: Final = 80  # u64: address of u64[outputs]: address of element 0
 B_EMITS: Final = 88  # u64: address of u64[emits]: address of the segments, as long as the outputs would be
 B_BINS: Final = 96  # u64: address of u64[accs]: address of i64[bins] of a histogram, else 0
 B_IMAGE: Final = 104  # u64: address of the program's image, which lives as long as the binding
-BINDING_WORDS: Final = 14
+B_REQUESTS: Final = 112  # u64: address of the requests for pages of its tables on disk (ring/layout.py), 0 without such
+BINDING_WORDS: Final = 15
 INPUT_BYTES: Final = 32
 
 # --- job: one item that several workers share -----------------------------------------------------------------------------

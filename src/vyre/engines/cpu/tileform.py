@@ -58,25 +58,30 @@ class TileForm(NamedTuple):
     reads_outputs: bool = False
 
 
-def lower(verified: HasProgram | Program, handlers: Handlers | ObjectStore | None = None) -> TileForm:
+def lower(
+    verified: HasProgram | Program,
+    handlers: Handlers | ObjectStore | None = None,
+    paged: frozenset[int] = frozenset(),
+) -> TileForm:
     """Tile form of a verified program; compiles the handlers that it is the first to need.
 
     Args:
         handlers: where handlers come from; a store or None means the process's own.
+        paged: numbers of the tables that will be bound as tables on disk.
     Raises:
         EngineUnavailable: llvmlite is missing, or the program needs more scratch than a worker has.
     """
     program = verified if isinstance(verified, Program) else verified.program
     own = handlers if isinstance(handlers, Handlers) else shared(handlers)
-    if (quick := own.straight(program)) is not None:
+    if not paged and (quick := own.straight(program)) is not None:
         return TileForm(*quick)
     facts = analyse(program)
     try:
-        return _Lowering(program, facts, own, early_stores_wait=True).run()
+        return _Lowering(program, facts, own, early_stores_wait=True, paged=paged).run()
     except OutOfScratch:
         pass
     try:
-        return _Lowering(program, facts, own, early_stores_wait=False).run()
+        return _Lowering(program, facts, own, early_stores_wait=False, paged=paged).run()
     except OutOfScratch:
         raise EngineUnavailable(
             f"program {program.name!r} needs more than the {SCRATCH_SLOTS} scratch slots of a worker",

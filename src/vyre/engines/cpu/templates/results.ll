@@ -354,6 +354,91 @@ skip:
 ;; gather.declare
 declare <$lanes x $T> @llvm.masked.gather.v$lanes$T.v${lanes}p0(<$lanes x ptr>, i32, <$lanes x i1>, <$lanes x $T>)
 
+; A table on disk: %table is its PAGED block. A lane whose page is not in memory leaves a request and no value; when one did,
+; the tile ends here, and the item is run again once the pages are there. Which page, not which lane, is asked for: lanes
+; in a row that want the same one ask once.
+;; paged
+  %shift.at = getelementptr i8, ptr %table, i64 $PAGED_SHIFT
+  %shift = load i64, ptr %shift.at, align 8
+  %origin.at = getelementptr i8, ptr %table, i64 $PAGED_BASE
+  %origin = load i64, ptr %origin.at, align 8
+  %frames.at = getelementptr i8, ptr %table, i64 $PAGED_FRAMES
+  %frames = load ptr, ptr %frames.at, align 8
+  %requests.at = getelementptr i8, ptr %table, i64 $PAGED_REQUESTS
+  %requests = load ptr, ptr %requests.at, align 8
+  %room.at = getelementptr i8, ptr %requests, i64 $REQUESTS_CAPACITY
+  %room = load i64, ptr %room.at, align 8
+  %handle.at = getelementptr i8, ptr %table, i64 $PAGED_HANDLE
+  %handle = load i32, ptr %handle.at, align 8
+  %used.at = getelementptr i8, ptr %table, i64 $PAGED_USED
+  %used = load ptr, ptr %used.at, align 8
+  %page.bytes = shl i64 1, %shift
+  %page.mask = sub i64 %page.bytes, 1
+  %none = icmp eq i64 $n, 0
+  br i1 %none, label %leave, label %one
+one:
+  %i = phi i64 [ 0, %$from ], [ %i.next, %last ]
+  %asked = phi i64 [ -1, %$from ], [ %asked.next, %last ]
+$on
+act:
+  %lane.a = getelementptr i64, ptr %a.base, i64 %i
+  %a = load i64, ptr %lane.a, align 8
+  %from.0 = mul i64 %a, $A
+  %byte = add i64 %from.0, %origin
+  %page = lshr i64 %byte, %shift
+  %frame.at = getelementptr i64, ptr %frames, i64 %page
+  %frame = load i64, ptr %frame.at, align 8
+  %mark = getelementptr i8, ptr %used, i64 %page
+  store i8 1, ptr %mark, align 1
+  %away = icmp eq i64 %frame, 0
+  br i1 %away, label %miss, label %take, !prof !1
+take:
+  %inside = and i64 %byte, %page.mask
+  %cell.at = add i64 %frame, %inside
+  %cell = inttoptr i64 %cell.at to ptr
+  %raw = load $T, ptr %cell, align $A
+  %r = call $R @"$widening"($T %raw)
+  %lane.d = getelementptr $R, ptr %d.base, i64 %i
+  store $R %r, ptr %lane.d, align $B
+  br label %last
+miss:
+  %again = icmp eq i64 %page, %asked
+  br i1 %again, label %last, label %ask
+ask:
+  %number = atomicrmw add ptr %requests, i64 1 monotonic
+  %fits = icmp ult i64 %number, %room
+  br i1 %fits, label %write, label %last
+write:
+  %request.offset = mul i64 %number, $IO_REQUEST_BYTES
+  %request.first = add i64 %request.offset, $REQUESTS_ENTRIES
+  %request = getelementptr i8, ptr %requests, i64 %request.first
+  store i32 $LOAD_MISS, ptr %request, align 8
+  %request.handle = getelementptr i8, ptr %request, i64 4
+  store i32 %handle, ptr %request.handle, align 4
+  %request.at = getelementptr i8, ptr %request, i64 8
+  %wanted = shl i64 %page, %shift
+  store i64 %wanted, ptr %request.at, align 8
+  %request.bytes = getelementptr i8, ptr %request, i64 16
+  store i64 %page.bytes, ptr %request.bytes, align 8
+  br label %last
+last:
+  %asked.next = phi i64 [ %asked, %take ], [ %page, %miss ], [ %page, %ask ], [ %page, %write ]$skipped
+  %i.next = add nuw nsw i64 %i, 1
+  %i.more = icmp ult i64 %i.next, $n
+  br i1 %i.more, label %one, label %over
+over:
+  %all = icmp eq i64 %asked.next, -1
+  br i1 %all, label %leave, label %drop
+drop:
+  ret ptr null
+;; paged.all
+  br label %act
+;; paged.masked
+  %m.at = getelementptr i8, ptr %mask.base, i64 %i
+  %m = load i8, ptr %m.at, align 1
+  %m.on = icmp ne i8 %m, 0
+  br i1 %m.on, label %act, label %last
+
 ;; atomic
   %none = icmp eq i64 $n, 0
   br i1 %none, label %leave, label %one
