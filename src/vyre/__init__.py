@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from vyre.runtime.session import Session as Session
     from vyre.runtime.streaming import Stream as Stream
     from vyre.runtime.tickets import Ticket as Ticket
+    from vyre.stream.disk_table import DiskTable as DiskTable
+    from vyre.stream.disk_table import disk_table as disk_table
     from vyre.stream.formats import Column as Column
     from vyre.stream.formats import column as column
     from vyre.stream.formats import npy as npy
@@ -71,6 +73,8 @@ _HOMES = {
     "Session": "vyre.runtime.session",
     "Stream": "vyre.runtime.streaming",
     "Ticket": "vyre.runtime.tickets",
+    "DiskTable": "vyre.stream.disk_table",
+    "disk_table": "vyre.stream.disk_table",
     "Column": "vyre.stream.formats",
     "column": "vyre.stream.formats",
     "npy": "vyre.stream.formats",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vyre.engines.base import Operands
+from vyre.engines.base import Operands, PagedTable
 from vyre.engines.device_array import is_on_device
 from vyre.errors import BindError
 from vyre.runtime.operands import (
@@ -96,7 +96,9 @@ def operands_of(
         if table.name not in named:
             raise BindError(f"program {program.name}: table {table.name} ({table.dtype.name}) is missing")
         value = named[table.name]
-        if device_stream is not None and type(value) is not np.ndarray and is_on_device(value):
+        if isinstance(value, PagedTable):
+            tables.append(value)
+        elif device_stream is not None and type(value) is not np.ndarray and is_on_device(value):
             tables.append(table_on_device(table, value, device_stream))
         else:
             tables.append(as_table(table, value))

@@ -47,6 +47,7 @@ class Loaded:
         "_idle",
         "_inputs",
         "_names",
+        "_paged",
         "_plain",
         "opcode",
         "program",
@@ -60,6 +61,7 @@ class Loaded:
         self.program = verified.program
         self.opcode = opcode
         self._idle: list[Any] = []
+        self._paged: dict[frozenset[int], int] | None = None
         program = self.program
         takes = _taken(program.inputs, program.outputs, program.params, program.tables)
         self._inputs, self._dtypes, self._names, self._bytes = takes
@@ -69,10 +71,22 @@ class Loaded:
         """Forget the program. Nothing that uses it may be unfinished."""
         self.session._unload(self)
 
+    def paged(self, tables: frozenset[int]) -> int:
+        """Opcode of the same program with these tables on disk."""
+        known = self._paged = {} if self._paged is None else self._paged
+        opcode = known.get(tables)
+        if opcode is None:
+            engine: Any = self.session.engine
+            opcode = known[tables] = engine.load(self.verified, tables)
+        return opcode
+
     def _free(self) -> None:
         if self.opcode < 0:
             return
         opcode, self.opcode = self.opcode, -1
+        if self._paged and not self.session.engine.closed:
+            for variant in self._paged.values():
+                self.session.engine.unload(variant)
         while self._idle:
             self._idle.pop().close()
         if not self.session.engine.closed:

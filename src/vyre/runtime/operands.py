@@ -19,7 +19,7 @@ from vyre.errors import BindError
 from vyre.program.ir import Param, Program, Stream, Table
 from vyre.program.opcodes import Access, MemType
 from vyre.stream.arrow_memory import Chunked, is_series, series_of
-from vyre.stream.formats import memtype_of, numpy_dtype
+from vyre.stream.formats import is_file, memtype_of, numpy_dtype
 
 _INTEGERS: Final[dict[MemType, tuple[int, int]]] = {
     t: (-(1 << 8 * t.size - 1) if signed else 0, (1 << 8 * t.size - signed) - 1)
@@ -126,6 +126,11 @@ def as_table(table: Table, value: object) -> NDArray[Any]:
     """The memory behind a table: one-dimensional and, where the program updates it, the caller's own."""
     if type(value) is np.ndarray:
         a: NDArray[Any] = value
+    elif is_file(value):
+        raise BindError(
+            f"table {table.name} is a file, and only session.run over arrays gathers from files",
+            fix="use session.run with the inputs in memory, or pass the table as an array (numpy.load)",
+        )
     else:
         a = _array_of("table", table.name, value, table.dtype)
     if a.dtype != numpy_dtype(table.dtype):

@@ -29,6 +29,7 @@ from vyre.runtime.loaded import Bound, Loaded
 from vyre.runtime.programs import ProgramLike, verified_of
 from vyre.runtime.result import Result
 from vyre.runtime.tickets import Ticket, raise_for
+from vyre.stream.formats import is_file
 from vyre.stream.source import Source
 
 if TYPE_CHECKING:
@@ -238,6 +239,15 @@ class Session:
         if plain is not None:
             operands, shape = plain
             return self._run_bound(loaded, operands, shape, [], timeout_s, on_fault)
+        if loaded.program.tables and any(is_file(named.get(t.name)) for t in loaded.program.tables):
+            from vyre.runtime.paging import run_paged
+
+            if any_in_files(loaded, named):
+                raise BindError(
+                    "a table on disk goes with inputs in memory, and some of these are files",
+                    fix="pass the inputs as arrays, or the table",
+                )
+            return run_paged(self, loaded, named, out, elements, timeout_s, on_fault)
         if any_in_files(loaded, named) or (out is None and any_in_chunks(loaded, named)):
             if elements is not None:
                 raise BindError(f"elements={elements} given, but files say themselves how many", fix="leave it out")

@@ -154,6 +154,11 @@ class Column:
         object.__setattr__(self, "field", field if field is None or isinstance(field, str) else int(field))
 
 
+def is_file(value: object) -> bool:
+    """Whether one file is named: a path, a Column, or what stands for a file (a table on disk)."""
+    return isinstance(value, (str, Column)) or hasattr(value, "__fspath__")
+
+
 def raw(
     path: PathLike | Sequence[PathLike],
     dtype: MemType | str | np.dtype[Any] | type,
