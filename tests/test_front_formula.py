@@ -159,6 +159,20 @@ def test_a_text_with_a_character_changed_is_read_alike_or_not_at_all(read):
         agrees(read, text)
 
 
+@pytest.mark.parametrize("name", ["sum", "min", "max", "count", "minimum"])
+def test_a_reduction_of_any_type_is_read_alike(read, name):
+    types = {
+        x: kind for x, kind in TYPES.items() if x != "min"
+    }  # a column with the name of a function is left to Python
+    taken = [
+        agrees(read, text, types)
+        for x in types
+        for text in (f"{name}({x})", f" {name} ( {x} + a ) ", f"{name}({x} > 0.5)", f"{name}({x}) + 1", f"-{name}({x})", f"({name}({x}))",
+                     f"{name}({x}, {x})", f"{name}(1 + 2)", f"{name}()", f"{name}({x}) {x}", f"sqrt({name}({x}))", f"{name}({name}({x}))")
+    ]  # fmt: skip
+    assert sum(taken) >= (len(types) if name != "count" else 2)
+
+
 @pytest.mark.parametrize("number", NUMBERS)
 def test_a_literal_has_the_bits_that_python_gives_it(read, number):
     for text in (

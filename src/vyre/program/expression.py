@@ -87,9 +87,9 @@ ALIASES: Final = {
     "rint": "nearest", "round": "nearest", "minimum": "min", "maximum": "max", "absolute": "abs", "double": "f64",
     "float": "f64", "int": "i64",
 }  # fmt: skip
-_REDUCTIONS: Final = {"sum": AccKind.sum, "min": AccKind.min, "max": AccKind.max, "count": AccKind.count}
+REDUCTIONS: Final = {"sum": AccKind.sum, "min": AccKind.min, "max": AccKind.max, "count": AccKind.count}
 _STARTS: Final[dict[str, _Entry]] = (
-    {name: (0, _CALL, None, ALIASES.get(name, name), 0) for name in (*ARITY, *ALIASES, *_REDUCTIONS)}
+    {name: (0, _CALL, None, ALIASES.get(name, name), 0) for name in (*ARITY, *ALIASES, *REDUCTIONS)}
     | {s: (11, _UNARY, None, s, 0) for s in ("-", "+", "~")}
     | {"not": (3, _UNARY, None, "not", 0), "(": (0, _PAREN, None, "(", 0)}
 )
@@ -332,7 +332,7 @@ class _Compiler:
         return value
 
     def _call(self, name: str, args: list[int], *, outermost: bool) -> int:
-        keep = _REDUCTIONS.get(name)
+        keep = REDUCTIONS.get(name)
         if keep is None or (len(args) != 1 and name in ARITY):
             return self.emitter.call(name, args)
         if len(args) != 1:
@@ -381,7 +381,7 @@ class _Compiler:
 
     def _unexpected(self, token: str) -> tuple[str, str]:
         if token == "(":
-            return "only a known function can be called", f"known: {', '.join(sorted({*ARITY, *_REDUCTIONS}))}"
+            return "only a known function can be called", f"known: {', '.join(sorted({*ARITY, *REDUCTIONS}))}"
         return f"unexpected {token[:40]!r}" if token else "the text ends here", _FIXES.get(token, _ONLY)
 
     def _place(self, at: int, top: _Entry) -> int:

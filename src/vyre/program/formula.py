@@ -32,6 +32,7 @@ from vyre.program.formula_layout import (
     CLOSE,
     COMMA,
     COMPARE,
+    D_REDUCES,
     E_CALL,
     E_FIRST,
     E_LEAST,
@@ -67,6 +68,7 @@ from vyre.program.formula_layout import (
     S_INPUTS,
     S_KIND,
     S_PARAMS,
+    S_REDUCES,
     S_REGISTERS,
     T_CHARS,
     T_DOUBLE,
@@ -75,12 +77,14 @@ from vyre.program.formula_layout import (
     T_KINDS,
     T_ONE,
     T_POWERS,
+    T_REDUCE,
     UNARY,
     VALUES_MAX,
 )
 from vyre.program.formula_values import (
     value_binary,
     value_call,
+    value_convert,
     value_emit,
     value_invert,
     value_literal,
@@ -90,6 +94,7 @@ from vyre.program.formula_values import (
 )
 from vyre.program.kinds import BOOL, I64, WEAK_FLOAT, WEAK_INT, code_of
 from vyre.program.words import (
+    P_ACCS,
     P_CODE,
     P_CONSTANTS,
     P_INPUTS,
@@ -437,9 +442,16 @@ def read_formula(w: int, facts: int, text: int, length: int, names: int) -> int:
             if inside == CALL:
                 store64(w + A_VALUES + 8 * count, value)
                 first = top >> E_FIRST & 0xFFFF
-                value = value_call(w, facts, top >> E_CALL, w + A_VALUES + 8 * first, count + 1 - first)
-                if value == 0:
-                    return 0
+                reduces = load64(facts + T_FUNCTIONS + FN_BYTES * (top >> E_CALL) + 16) >> D_REDUCES
+                if reduces != 0 and count == first:
+                    if entries != 1 or text_skip(facts, at) != end:
+                        return 0
+                    store64(w + S_REDUCES, reduces)
+                else:
+                    args = w + A_VALUES + 8 * first
+                    value = value_call(w, facts, top >> E_CALL, args, count + 1 - first)
+                    if value == 0:
+                        return 0
                 count = first
             elif inside != PAREN:
                 return 0
@@ -459,12 +471,21 @@ def read_formula(w: int, facts: int, text: int, length: int, names: int) -> int:
 
 @formula.function
 def formula_finish(w: int, facts: int, names: int, value: int) -> int:
-    """Store the value; then the program in the words that native functions read (words)."""
+    """Store or reduce the value; then the program in the words that native functions read (words)."""
     kind = value & 15
     if kind >= WEAK_INT:
         return 0
-    n = load64(w + S_CODE)
+    reduces = load64(w + S_REDUCES)
     op = load64(facts + T_KINDS + KIND_BYTES * kind + K_STORE)
+    if reduces:
+        reduces = load64(facts + T_REDUCE + ROW_BYTES * (reduces - 1) + 8 * kind)
+        if reduces == 0:
+            return 0
+        op = reduces & 0xFFFF
+        value = value_convert(w, facts, value, reduces >> 32 & 0xFF)
+        if value == 0:
+            return 0
+    n = load64(w + S_CODE)
     store64(w + A_CODE + 8 * n, op | (value >> 4) << 24)
     store64(w + A_CODE + 8 * n + 8, RETURN)
     store64(w + S_CODE, n + 2)
@@ -478,7 +499,10 @@ def formula_finish(w: int, facts: int, names: int, value: int) -> int:
     store64(words + P_CODE, n + 2)
     store64(words + P_CONSTANTS, constants)
     store64(words + P_INPUTS, inputs)
-    store64(words + P_OUTPUTS, 1)
+    if reduces:
+        store64(words + P_ACCS, 1)
+    else:
+        store64(words + P_OUTPUTS, 1)
     store64(words + P_PARAMS, params)
     store64(words + P_REGISTERS, registers)
     to = words + P_WORDS
@@ -489,12 +513,18 @@ def formula_finish(w: int, facts: int, names: int, value: int) -> int:
         store64(to, load64(names + N_NAMES + NAME_BYTES * load64(w + A_INPUTS + 8 * i) + N_INFO) >> 8 & 0xFF)
         to = to + 8
         i = i + 1
-    store64(to, load64(facts + T_KINDS + KIND_BYTES * kind + K_STORED))
+    if reduces:
+        store64(to, 0)  # bins
+    else:
+        store64(to, load64(facts + T_KINDS + KIND_BYTES * kind + K_STORED))
     to = to + 8
     i = 0
     while i < params:
         store64(to, load64(names + N_NAMES + NAME_BYTES * load64(w + A_PARAMS + 8 * i) + N_INFO) >> 8 & 0xFF)
         to = to + 8
         i = i + 1
+    if reduces:
+        store64(to, reduces >> 40 << 8 | reduces >> 16 & 0xFFFF)
+        to = to + 8
     copy(to, w + A_REGISTERS, 8 * registers)
     return 1

@@ -21,8 +21,10 @@ from vyre.native import Unit
 from vyre.program import expression, kinds
 from vyre.program import formula_layout as f
 from vyre.program.formula import formula, read_formula
-from vyre.program.ir import Param, Program, Stream
-from vyre.program.opcodes import Type
+from vyre.program.ir import Accumulator, Param, Program, Stream
+from vyre.program.lower import Lowering
+from vyre.program.opcodes import AccKind, MemType, Type
+from vyre.program.results import accumulation
 from vyre.program.types import memory_type
 from vyre.program.words import P_CODE, P_CONSTANTS, P_INPUTS, P_PARAMS, P_REGISTERS, P_WORDS, remember
 
@@ -91,6 +93,13 @@ def _facts() -> array[int]:
     return words
 
 
+class _Probe(Lowering):
+    """Answers with the kind of what would be emitted."""
+
+    def emit(self, op: int, kind: int, a: int = 0, b: int = 0, c: int = 0, imm: int = 0) -> int:
+        return kind
+
+
 def _one_operand(put: Callable[[int, int], None]) -> None:
     """Functions, and the rows of those that are one instruction."""
     for kind in kinds.FLOATS:
@@ -106,7 +115,17 @@ def _one_operand(put: Callable[[int, int], None]) -> None:
         for kind, op in ops.items():
             put(f.T_ONE + f.ROW_BYTES * row + 8 * kind, op)
     for name in _FOLDS:
-        found[name] = (f.FN_FOLD, _ROW[name] | kinds.ARITY[name][1] << 32)
+        found[name] = (f.FN_FOLD, _ROW[name] | kinds.ARITY[name][1] << f.D_MOST)
+    for row, (name, keep) in enumerate(expression.REDUCTIONS.items()):
+        what, detail = found.get(name, (f.FN_REDUCE, 0))
+        found[name] = (what, detail | row + 1 << f.D_REDUCES)
+        for kind in kinds.KIND_TYPE:
+            try:
+                op, value, memory = accumulation(_Probe(), keep, kind)
+            except kinds.Refusal:
+                continue
+            word = op | memory << 16 | (value & 15) << 32 | keep << 40
+            put(f.T_REDUCE + f.ROW_BYTES * row + 8 * kind, word)
     for name in _CASTS:
         found[name] = (f.FN_CAST, kinds.NAMED_KIND[name])
     spellings = {**{name: name for name in found}, **{a: n for a, n in expression.ALIASES.items() if n in found}}
@@ -123,8 +142,8 @@ def _f64_bits(value: float) -> int:
     return int(struct.unpack("<Q", struct.pack("<d", value))[0])
 
 
-def _names(types: expression.Types, params: tuple[str, ...]) -> _Names | None:
-    """The table of names for native code, the declaration of each, and room for ``_chosen``; None where they are too many."""
+def _names(types: expression.Types, params: tuple[str, ...]) -> _Names:
+    """The table of names for native code, the declaration of each, and room for ``_chosen``. Nothing where they are too many."""
     rows: list[tuple[bytes, int]] = []
     declared: list[Any] = []
     for name, what in types:
@@ -141,7 +160,7 @@ def _names(types: expression.Types, params: tuple[str, ...]) -> _Names | None:
         rows.append((name.encode(), kind | memory << 8 | is_param << 16))
         declared.append(Param(name, memory, None) if is_param else Stream(name, memory))
     if len(rows) > f.NAMES_MAX:
-        return None
+        return b"", [], {}
     words = [len(rows)]
     rest = f.N_NAMES + f.NAME_BYTES * len(rows)
     for name_bytes, info in rows:
@@ -159,7 +178,7 @@ class Reader:
 
     def __init__(self, store: jit.ObjectStore | None) -> None:
         self._native = _compiled(store)
-        self._tables: dict[tuple[expression.Types, tuple[str, ...]], _Names | None] = {}
+        self._tables: dict[tuple[expression.Types, tuple[str, ...]], _Names] = {}
         self._workspaces: list[tuple[ctypes.Array[ctypes.c_char], int, memoryview]] = []
 
     def read(self, text: str, types: expression.Types, params: tuple[str, ...], name: str, fuel: int) -> Program | None:
@@ -173,7 +192,7 @@ class Reader:
             if len(self._tables) >= _TABLES:
                 self._tables.clear()
             names = self._tables[key] = _names(types, params)
-        if names is None or len(text) > f.TEXT_MAX:
+        if not names[0] or len(text) > f.TEXT_MAX:
             return None
         try:
             memory = self._workspaces.pop()
@@ -188,17 +207,17 @@ class Reader:
 
 def _program(words: memoryview, names: _Names, name: str, fuel: int) -> Program:
     """What native code left, as a program."""
-    n_code, n_constants, n_inputs, _, _, _, _, n_params, n_registers = words[_COUNTS].tolist()
+    n_code, n_constants, n_inputs, n_outputs, _, _, n_accs, n_params, n_registers = words[_COUNTS].tolist()
     at = _FIRST + n_constants
-    last = at + n_inputs + 1 + n_params + n_registers
+    last = at + n_inputs + n_outputs + 2 * n_accs + n_params + n_registers
     program = Program.__new__(Program)
     # As the dataclass would do, which being frozen takes a call for each field.
     program.__dict__.update(
         name=name,
         inputs=_chosen(names, words[_INPUTS : _INPUTS + n_inputs]),
-        outputs=_OUTPUTS[words[_KIND]],
+        outputs=_OUTPUTS[words[_KIND]] if n_outputs else (),
         params=_chosen(names, words[_PARAMS : _PARAMS + n_params]) if n_params else (),
-        tables=(), accumulators=(), emits=(),
+        tables=(), accumulators=_reduction(words[last - n_registers - 1]) if n_accs else (), emits=(),
         registers=tuple([_TYPES[t] for t in words[last - n_registers : last]]),
         constants=tuple(words[_FIRST:at]),
         fuel=fuel, source="", lines=(),
@@ -206,6 +225,12 @@ def _program(words: memoryview, names: _Names, name: str, fuel: int) -> Program:
     )  # fmt: skip
     remember(program, words[_START:last].tobytes())
     return program
+
+
+@cache
+def _reduction(word: int) -> tuple[Accumulator, ...]:
+    """The accumulator of a whole, from its kind << 8 | memory type."""
+    return (Accumulator("value", AccKind(word >> 8), MemType(word & 0xFF)),)
 
 
 def _chosen(names: _Names, numbers: memoryview) -> tuple[Any, ...]:

@@ -74,6 +74,9 @@ FN_POWER = 6
 FN_FMA = 7
 FN_INDEX = 8
 FN_CAST = 9
+FN_REDUCE = 10  # of one argument around the whole only
+D_MOST = 32  # in the detail: shift of the greatest number of arguments
+D_REDUCES = 48  # and of the row of a reduction + 1, when one argument makes it one
 FN_BYTES = 24
 FUNCTIONS_MAX = 64
 
@@ -89,7 +92,8 @@ T_CAST = (
     T_PROMOTE + 8 * 256
 )  # [from << 4 | to] opcode, CAST_FREE where the register holds it already, 0 where there is none
 T_KINDS = T_CAST + 8 * 256  # words of each kind, KIND_BYTES apart
-FACT_BYTES = T_KINDS + 80 * 16
+T_REDUCE = T_KINDS + 80 * 16  # rows: opcode | memory type << 16 | kind that is widened to << 32 | AccKind << 40
+FACT_BYTES = T_REDUCE + ROW_BYTES * 4
 CAST_FREE = 1 << 16
 
 KIND_BYTES = 80
@@ -128,6 +132,7 @@ S_LITERALS = 40
 S_KNOWN = 48
 S_AT = 56  # where a number ends
 S_KIND = 64  # of the result
+S_REDUCES = 72  # row of the reduction around the whole + 1, or 0
 A_CODE = 128
 A_REGISTERS = A_CODE + 8 * CODE_MAX
 A_CONSTANTS = A_REGISTERS + 8 * REGISTERS_MAX

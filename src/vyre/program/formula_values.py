@@ -17,6 +17,7 @@ from vyre.program.formula_layout import (
     A_REGISTERS,
     ALL,
     CAST_FREE,
+    D_MOST,
     F32_MAX,
     FN_ABS,
     FN_BYTES,
@@ -398,7 +399,7 @@ def value_call(w: int, facts: int, function: int, args: int, count: int) -> int:
     detail = load64(at + 16)
     first = load64(args)
     if what == FN_FOLD:
-        if count < 2 or count > detail >> 32:
+        if count < 2 or count > detail >> D_MOST & 0xFFFF:
             return 0
         i = 1
         while i < count:
