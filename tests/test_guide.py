@@ -7,21 +7,35 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
+
+from vyre.stream.arrow import SUFFIXES
+from vyre.stream.plan import Io, Rung
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 
-def test_the_blocks_of_the_guide_run_in_order(tmp_path, monkeypatch):
-    page = (ROOT / "docs/guide.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", ["guide", "bytes"])
+def test_the_blocks_of_a_page_run_in_order(tmp_path, monkeypatch, name):
+    if name == "bytes":
+        pytest.importorskip("pyarrow")
+    page = (ROOT / f"docs/{name}.md").read_text(encoding="utf-8")
     blocks = re.findall(r"(?ms)^```python\n(.*?)^```$", page)
-    assert len(blocks) >= 8
-    script = tmp_path / "guide.py"
+    assert len(blocks) >= 7
+    script = tmp_path / f"{name}.py"
     script.write_text("\n\n".join(blocks), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     runpy.run_path(str(script), run_name="__main__")
+
+
+def test_the_page_about_bytes_names_every_way_in_every_io_and_every_suffix():
+    page = (ROOT / "docs/bytes.md").read_text(encoding="utf-8")
+    assert [rung.value for rung in Rung if f"| `{rung.value}` |" not in page] == []
+    assert [suffix for suffix in (".npy", *SUFFIXES) if f"`{suffix}`" not in page] == []
+    assert [io for io in get_args(Io) if f'io="{io}"' not in page] == []
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)

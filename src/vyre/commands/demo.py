@@ -82,7 +82,7 @@ def command(ctx: click.Context, rows: int, root: Path | None, engine: str, io: s
                 "folder": folder,
                 "ready_s": ready_s,
                 "runs": [
-                    {"program": r.program, "results": r.results, "report": _plain(r.report), "wrong": r.wrong}
+                    {"program": r.program, "results": r.results, "report": r.report.as_dict(), "wrong": r.wrong}
                     for r in ran
                 ],
             }
@@ -135,12 +135,6 @@ def _run(session: Session, program: Program, columns: dict[str, Any]) -> tuple[d
             pass
         total = stream.total()
     return {a.name: total[a.name] for a in program.accumulators}, stream.report
-
-
-def _plain(report: Report) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return asdict(report)
 
 
 def _check_q6(ran: tuple[dict[str, Any], Report], right: Answers) -> Ran:

@@ -183,12 +183,10 @@ def _value(name: str, text: str) -> bool | int | float:
 
 
 def _as_json(program: Program, outputs: Outputs, results: Mapping[str, Any], report: Any) -> dict[str, Any]:
-    from dataclasses import asdict
-
     return {
         "program": program.name,
         "results": {**{name: output.as_json() for name, output in outputs.items()}, **results},
-        "report": asdict(report),
+        "report": report.as_dict(),
     }
 
 

@@ -6,7 +6,7 @@ Owns: ``Result``, ``Report`` and the fold of a stream's parts. Leaves to others:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -48,9 +48,19 @@ class Report:
         return sum(self.bytes_by_way.values())
 
     @property
+    def copied_bytes(self) -> int:
+        """Bytes that a processor copied: once each on the ways through the page cache, and what ``copies`` has."""
+        cached = sum(count for way, count in self.bytes_by_way.items() if "page cache" in way)
+        return cached + sum(self.copies.values())
+
+    @property
     def gb_per_s(self) -> float:
         """Bytes of the inputs over seconds, in 10**9 bytes a second."""
         return self.bytes / self.seconds / 1e9 if self.seconds > 0 else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every attribute and what follows from them, for JSON."""
+        return {**asdict(self), "bytes": self.bytes, "copied_bytes": self.copied_bytes, "gb_per_s": self.gb_per_s}
 
     def __str__(self) -> str:
         ways = ", ".join(f"{n:,} bytes {way}" for way, n in self.bytes_by_way.items()) or "no input bytes"
