@@ -6,14 +6,19 @@ joining of parts (runtime).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vyre.errors import Fault
+from vyre.errors import Fault, StreamError
 from vyre.program.verifier import Verified
+
+if TYPE_CHECKING:
+    from vyre.stream.plan import Plan
+    from vyre.stream.source import Chunk
 
 
 @dataclass(slots=True)
@@ -79,6 +84,31 @@ class Operands:
     emits: list[NDArray[Any]]
     tables: list[Any]
     params: list[int]
+
+
+class Chunks(Protocol):
+    """The chunks of a source through a program in an engine that has a way of its own for them, in order.
+
+    ``take`` gives the next one with what it delivered, the error that kept it from being read, or None at the end. Its
+    tile sums are valid until the next call.
+    """
+
+    @property
+    def plan(self) -> Plan: ...
+
+    def take(
+        self, *, folded: bool, give_up: float | None, describe: Callable[[Fault, Operands], Fault] | None
+    ) -> tuple[Chunk, ItemResult] | StreamError | None: ...
+
+    def bytes_by_way(self) -> dict[str, int]: ...
+
+    def copies(self) -> dict[str, int]: ...
+
+    def waits(self) -> dict[str, float]: ...
+
+    def reader_cpu_s(self) -> float: ...
+
+    def close(self) -> None: ...
 
 
 class Item(Protocol):

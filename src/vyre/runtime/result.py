@@ -32,6 +32,10 @@ class Report:
         notes: what cost something or was not done as one might expect, one line each.
         copies: bytes that were copied on the host after they had come in, by reason; reading through the page cache
             copies every byte once besides, which the way says.
+        waits: for a stream of files, seconds that the reader slept by what it waited for: "storage" (reads were out and
+            no chunk was with the engine) or "engine" (all memory was with it); neither bounds the other where both are
+            short. Filled in where a pump reads.
+        reader_cpu_s: processor seconds of the pump that read the files, known at the end.
     """
 
     engine: str
@@ -41,6 +45,8 @@ class Report:
     first_result_s: float = 0.0
     notes: list[str] = field(default_factory=list)
     copies: dict[str, int] = field(default_factory=dict)
+    waits: dict[str, float] = field(default_factory=dict)
+    reader_cpu_s: float = 0.0
 
     @property
     def bytes(self) -> int:
@@ -66,7 +72,8 @@ class Report:
         ways = ", ".join(f"{n:,} bytes {way}" for way, n in self.bytes_by_way.items()) or "no input bytes"
         line = f"engine {self.engine}: {self.elements:,} elements, {ways}, {self.seconds * 1e3:.3f} ms"
         copies = [f"copied once more: {n:,} bytes {what}" for what, n in self.copies.items()]
-        return "\n".join([line, *copies, *self.notes])
+        waits = [f"waited for {what}: {seconds * 1e3:.1f} ms" for what, seconds in self.waits.items() if seconds > 1e-3]
+        return "\n".join([line, *copies, *waits, *self.notes])
 
 
 Facts: TypeAlias = tuple[str, int, int, float, list[str]]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from vyre.engines.base import FileRange, ItemResult, Operands
+from vyre.engines.base import Chunks, FileRange, ItemResult, Operands
 from vyre.engines.fold import ABSENT, halve
 from vyre.errors import BindError, Cancelled, EngineUnavailable, Fault, ProgramFault, StreamError, WaitTimeout
 from vyre.program.ir import Accumulator, Program
@@ -224,7 +224,7 @@ class Stream:
         self._driver: Driver | None = None  # of asyncio's side, once it is used
         self._pid = os.getpid()
         self.plan: Plan
-        self._own: Any = None  # an engine that has a way of its own for chunks
+        self._own: Chunks | None = None  # of an engine that has a way of its own for them
         self._folds = True  # parts are seen by themselves, not only their totals
         self._pool = Pool(session.pool_bytes or DEFAULT_POOL_BYTES)
         try:
@@ -236,14 +236,14 @@ class Stream:
                 )  # fmt: skip
             if self._own is not None:
                 self.plan = self._own.plan
-                self.report.notes += self.plan.explain().splitlines()
+                self._announce()
                 return
             if io == "mapped":
                 raise BindError(
                     f"engine {session.engine.name} maps no files", fix="open with engine='cuda', or leave io= out"
                 )
             self.plan = Plan.choose(self.source, self._pool, io=io, chunk_elements=chunk)  # type: ignore[arg-type]
-            self.report.notes = self.plan.explain().splitlines()
+            self._announce()
             natives_ = None if self.source.bytes < SMALL_BYTES else _pump_of(session.engine)
             self._reader = Reader(self.source, self.plan, self._pool, natives=natives_)
             self._rows, self._fields = Rows(self.source), self.source.fields()
@@ -300,8 +300,7 @@ class Stream:
             if part.fault is not None:
                 self._raise(chunk, part.fault)
         except StopIteration:
-            self.close()
-            self._note()
+            self._finish()
             raise
         except BaseException:
             self.close()
@@ -371,6 +370,7 @@ class Stream:
         def describe(fault: Fault, operands: Operands) -> Fault:
             return described(fault, self._loaded, operands)
 
+        assert self._own is not None
         while True:
             until = time.monotonic() + _LOOK_S
             give_up = until if self._give_up is None else min(until, self._give_up)
@@ -486,6 +486,23 @@ class Stream:
             raise self.source.read_error(chunk.first, chunk.count, int(fault.operands.get("errno", 0)))
         raise_for(fault)
 
+    def _announce(self) -> None:
+        """Put the plan's lines into the report."""
+        lines = self.plan.explain().splitlines()
+        first = len(self.report.notes)
+        self.report.notes += lines
+        self._explained = slice(first, first + len(lines))
+
+    def _finish(self) -> None:
+        """The end was reached: bring the report to its final state, what had to change on the way included."""
+        if self._closed:
+            return
+        changed = self.source.changed()
+        self.close()
+        self._note()
+        self.report.notes[self._explained] = self.plan.explain().splitlines()
+        self.report.notes += changed
+
     def _note(self) -> None:
         """Bring the report up to date."""
         report = self.report
@@ -496,6 +513,8 @@ class Stream:
         if self._own is not None:
             report.bytes_by_way = self._own.bytes_by_way()
             report.copies = self._own.copies()
+            report.waits = self._own.waits()
+            report.reader_cpu_s = self._own.reader_cpu_s()
             return
         report.bytes_by_way = self._reader.report()
         copies = {"fields taken out of rows": self._rows.copied, "joined at the ends of arrays": self._reader.copied}

@@ -176,6 +176,14 @@ class CpuChunks:
         assert self._reader is not None
         return self._reader
 
+    def waits(self) -> dict[str, float]:
+        """Seconds that the pump slept, by what it waited for."""
+        return {"storage": self.reader.hungry_s, "engine": self.reader.stall_s}
+
+    def reader_cpu_s(self) -> float:
+        """Processor seconds of the pump, known after ``close``."""
+        return self.reader.cpu_s
+
     def copies(self) -> dict[str, int]:
         """Bytes that were copied on the way, by what for."""
         return {"joined at the ends of arrays": self.reader.copied} if self.reader.copied else {}
@@ -245,6 +253,7 @@ class CpuChunks:
             self._engine.close()  # returns once nobody is inside an item
         if self._reader is not None:
             self._reader.close()
+            self._reader.note_demotions()
         for frame in self._frames:
             frame.close()
         self._pool.close()

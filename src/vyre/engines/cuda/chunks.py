@@ -147,6 +147,14 @@ class ChunkStream:
 
     # --- results ------------------------------------------------------------------------------------------------
 
+    def waits(self) -> dict[str, float]:
+        """Not measured here."""
+        return {}
+
+    def reader_cpu_s(self) -> float:
+        """Not measured here: 0."""
+        return 0.0
+
     def copies(self) -> dict[str, int]:
         """Bytes that the host copied on the way, by what for."""
         return {"fields taken out of rows": self.copied} if self.copied else {}
