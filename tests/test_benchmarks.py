@@ -42,5 +42,6 @@ def test_a_benchmark_opens_with_what_it_shows_and_what_it_does_not(script: Path)
 def test_there_is_a_benchmark_for_every_row_that_is_asked_for() -> None:
     assert {path.stem.removeprefix("bench_") for path in SCRIPTS} >= {
         "first_result", "known_program", "ring_batch", "formulas", "query6", "hot_sum", "cold_sum", "memory", "startup",
+        "gil_hog", "ranges",
         "crossover",
     }  # fmt: skip
