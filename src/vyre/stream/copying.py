@@ -210,10 +210,11 @@ def copy_until_stopped(board: int) -> None:
 
 
 @copying.function
-def await_either(board: int, seen: int, record: int, expected: int, timeout_ns: int) -> int:
+def await_either(board: int, seen: int, record: int, expected: int, timeout_ns: int, spin_ns: int) -> int:
     """Wait until BOARD_FILLED is not ``seen``, or the u64 at ``record`` (unless 0) is ``expected``. 1: one of them is.
 
-    A full slot wakes the sleeper. A record, which a GPU writes, can only be looked at: every 30 us.
+    A full slot wakes the sleeper. A record, which a GPU writes, can only be looked at: all the time for ``spin_ns``, then
+    every 30 us.
     """
     since = now_ns()
     while True:
@@ -224,7 +225,7 @@ def await_either(board: int, seen: int, record: int, expected: int, timeout_ns: 
         passed = now_ns() - since
         if passed >= timeout_ns:
             return 0
-        if record != 0 and passed < SPIN_NS:
+        if record != 0 and passed < spin_ns:
             pause()
             continue
         left = timeout_ns - passed
@@ -236,5 +237,5 @@ def await_either(board: int, seen: int, record: int, expected: int, timeout_ns: 
         fetch_add64(board + BOARD_WATCHED, 0xFFFF_FFFF_FFFF_FFFF)
 
 
-EXPORTS: Final = {"copy_until_stopped": 1, "await_either": 5, "queue_reads": 3, "wake_copiers": 2}
+EXPORTS: Final = {"copy_until_stopped": 1, "await_either": 6, "queue_reads": 3, "wake_copiers": 2}
 """Functions that Python calls, with their number of arguments."""

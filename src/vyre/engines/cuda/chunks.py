@@ -181,10 +181,10 @@ class ChunkStream:
             if self._engine.closed:
                 raise SessionClosed("this engine is closed", fix="open a new session")
             self._retire()
+            self._publish()  # before a result is handed out: the kernel works while Python does
             run = self._done.pop(self._next, None)
             if run is not None:
                 return self._deliver(run, folded, describe)
-            self._publish()
             self._feed.more()
             if not self._running and not self._full and self._feed.finished:
                 return None

@@ -33,6 +33,7 @@ from vyre.stream.pread import read_failed
 from vyre.stream.source import Chunk, File, Source, shrank
 
 READ_BYTES_MAX: Final = 1 << 20  # a longer piece is read by several copiers
+SPIN_NS: Final = 20_000  # that a record of the GPU is looked at without a pause
 JOIN_S: Final = 10.0
 CACHED_WAY: Final = "preadv threads, page cache"
 DIRECT_WAY: Final = "preadv threads, O_DIRECT"
@@ -268,7 +269,7 @@ class CopierFeed:
         self.more()
 
     def wait(self, record: int, expected: int, timeout_ns: int) -> None:
-        self._natives.await_either(self._board, self._seen, record, expected, timeout_ns)
+        self._natives.await_either(self._board, self._seen, record, expected, timeout_ns, SPIN_NS)
 
     def device_address(self, address: int) -> int:
         return self._pools.device_address(address)
