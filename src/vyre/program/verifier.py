@@ -30,6 +30,7 @@ from vyre.program.opcodes import (
     MemType,
     Type,
 )
+from vyre.program.words import made_of_words
 
 RULES: Final[dict[str, str]] = {
     "limit": f"At most {MAX_REGISTERS} registers, {MAX_CODE} instructions, {MAX_CONSTANTS} constants, and {MAX_OPERANDS} "
@@ -236,9 +237,10 @@ def check_declarations(program: Program) -> None:
         and len(constants) <= MAX_CONSTANTS
         and 0 < program.fuel < 1 << 32
         and _is_name(program.name)
-        and (not registers or set(map(type, registers)) == _TYPE_CLASS)
-        and (not constants or (min(constants) >= 0 and max(constants) < 1 << 64))
     )
+    if not made_of_words(program):
+        fine = fine and (not registers or set(map(type, registers)) == _TYPE_CLASS)
+        fine = fine and (not constants or (min(constants) >= 0 and max(constants) < 1 << 64))
     declared = (
         program.inputs, program.outputs, program.params, program.tables, program.accumulators, program.emits
     )  # fmt: skip

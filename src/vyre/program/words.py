@@ -77,12 +77,19 @@ def described_from(program: Program, constants: bytes, registers: bytes) -> byte
 
 
 def remember(program: Program, words: bytes) -> None:
-    """Say what ``described`` will give, from who has those words already."""
-    global _last
+    """Say what ``described`` will give. Only from who made the program of these words: see ``made_of_words``."""
+    global _last, _made
     _last = program, words
+    _made = program
+
+
+def made_of_words(program: Program) -> bool:
+    """Whether it was made of words just now, so that its registers are types and its constants have 64 bits."""
+    return _made is program
 
 
 _last: tuple[Program | None, bytes] = None, b""
+_made: Program | None = None
 
 
 @cache

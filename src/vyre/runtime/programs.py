@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from vyre.program.bytecode import decode
 from vyre.program.compiled import CompiledFunction
 from vyre.program.ir import Program
 from vyre.program.verifier import Verified, verify
@@ -23,13 +24,13 @@ def verified_of(program: ProgramLike) -> Verified:
     """
     if isinstance(program, Verified):
         return program
+    if type(program) is bytes:
+        return verify(decode(program))
     if isinstance(program, CompiledFunction):
         return program.verified
     if isinstance(program, Program):
         return verify(program)
     if isinstance(program, (bytes, bytearray, memoryview)):
-        from vyre.program.bytecode import decode
-
         return verify(decode(program))
     if isinstance(program, str):
         raise TypeError(
