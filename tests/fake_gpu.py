@@ -281,7 +281,7 @@ def in_place_of_a_gpu(monkeypatch: Any, **attributes: Any) -> None:
         return device
 
     monkeypatch.setattr(engine_module, "Device", made)
-    monkeypatch.setattr(engine_module, "compile_kernel", lambda *_: b"")
+    monkeypatch.setattr(engine_module, "kernel_for", lambda *_: (b"", None))
 
 
 @contextmanager

@@ -27,6 +27,8 @@ OPTIONS: Final = (
     "--prec-sqrt=true",
     "--jump-table-density=10",
 )
+QUICK_OPTIONS: Final = ("--Ofast-compile=min", "-DQUICK")
+"""For a kernel that compiles quickly. The sources leave out under QUICK what only makes programs faster."""
 _FIX: Final = 'pip install "vyre-runtime[cuda13]" (driver 580 or later) or "vyre-runtime[cuda12]" (driver 525 or later)'
 
 
@@ -69,30 +71,38 @@ def nvrtc() -> Any:
     return module
 
 
-def compile_kernel(arch: int, store: Store | None = None, blocks: int = 0) -> bytes:
+def compiler_name() -> str:
+    """NVRTC's version, for keys. Of an installed wheel from its metadata: loading the library takes 0.2 s."""
+    from importlib import metadata
+
+    try:
+        major = metadata.version("cuda-bindings").partition(".")[0]
+        return "nvrtc " + metadata.version("nvidia-cuda-nvrtc" + ("-cu12" if major == "12" else ""))
+    except metadata.PackageNotFoundError:
+        return "nvrtc {}.{}".format(*nvrtc().nvrtcVersion()[1:])
+
+
+def kept_kernel(arch: int, store: Store | None, blocks: int = 0, *, quick: bool = False) -> bytes | None:
+    """The cubin that an earlier ``compile_kernel`` has put into the store, or None."""
+    return None if store is None else store.get(_key(arch, blocks, quick))
+
+
+def compile_kernel(arch: int, store: Store | None = None, blocks: int = 0, *, quick: bool = False) -> bytes:
     """A cubin of the resident kernel for ``sm_<arch>``, from the store when it is there.
 
     Args:
         blocks: blocks per multiprocessor that registers are allotted for; 0 takes the default of the architecture.
+        quick: without the short cuts of the interpreter and with less optimisation: the same bits, a fifth of the
+            compiler's time, slower programs.
     Raises:
         EngineUnavailable: NVRTC is missing, too old for the architecture, or refuses the sources.
     """
+    kept = kept_kernel(arch, store, blocks, quick=quick)
+    if kept is not None:
+        return kept
     module = nvrtc()
     _, major, minor = module.nvrtcVersion()
-    options = [
-        *OPTIONS,
-        f"--gpu-architecture=sm_{arch}",
-        f"-DBLOCKS_PER_SM={blocks or blocks_per_multiprocessor(arch)}",
-    ]
-    text = sources()
-    key = key_of(
-        {"what": "vyre cuda kernel", "nvrtc": f"{major}.{minor}", "options": " ".join(options)}
-        | {f"source {name}": body for name, body in text.items()}
-    )
-    if store is not None:
-        kept = store.get(key)
-        if kept is not None:
-            return kept
+    options, text = _options(arch, blocks, quick), sources()
     names = [name for name in text if name != MAIN]
     status, program = module.nvrtcCreateProgram(
         text[MAIN].encode(), MAIN.encode(), len(names), [text[n].encode() for n in names], [n.encode() for n in names]
@@ -114,8 +124,30 @@ def compile_kernel(arch: int, store: Store | None = None, blocks: int = 0) -> by
     finally:
         module.nvrtcDestroyProgram(program)
     if store is not None:
-        store.put(key, cubin)
+        store.put(_key(arch, blocks, quick), cubin)
     return cubin
+
+
+def can_be_quick() -> bool:
+    """Whether this NVRTC has a quick way: from 12.9 on."""
+    _, major, minor = nvrtc().nvrtcVersion()
+    return bool((major, minor) >= (12, 9))
+
+
+def _options(arch: int, blocks: int, quick: bool) -> list[str]:
+    return [
+        *OPTIONS,
+        *(QUICK_OPTIONS if quick else ()),
+        f"--gpu-architecture=sm_{arch}",
+        f"-DBLOCKS_PER_SM={blocks or blocks_per_multiprocessor(arch)}",
+    ]
+
+
+def _key(arch: int, blocks: int, quick: bool) -> bytes:
+    return key_of(
+        {"what": "vyre cuda kernel", "nvrtc": compiler_name(), "options": " ".join(_options(arch, blocks, quick))}
+        | {f"source {name}": body for name, body in sources().items()}
+    )
 
 
 def _check(module: Any, status: Any, what: str) -> None:

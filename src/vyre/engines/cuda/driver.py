@@ -77,6 +77,7 @@ class Device:
         self._registered: dict[int, int] = {}
         self.producers = self.call("make a stream", cu.cuStreamCreate(non_blocking))  # what we wait for: decision 30
         self.pid = os.getpid()
+        self._modules: list[Any] = []
 
     def call(self, what: str, answer: Any) -> Any:
         """The result of a driver call, or our error."""
@@ -177,8 +178,9 @@ class Device:
     # --- the kernel -----------------------------------------------------------------------------------------------
 
     def load(self, cubin: bytes, entry: str, shared_bytes: int) -> None:
-        """Load the kernel and let it have so much shared memory per block."""
+        """Load the kernel and let it have so much shared memory per block. An earlier one is no longer launched."""
         self.module = self.call("load the kernel", self.cu.cuModuleLoadData(cubin))
+        self._modules.append(self.module)
         self.kernel = self.call("find the kernel", self.cu.cuModuleGetFunction(self.module, entry.encode()))
         kind = self.cu.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
         self.call("set shared memory", self.cu.cuFuncSetAttribute(self.kernel, kind, shared_bytes))
@@ -210,8 +212,8 @@ class Device:
         self.cu.cuStreamSynchronize(self.stream)
         for address in list(self._registered):
             self.unregister(address)
-        if hasattr(self, "module"):
-            self.cu.cuModuleUnload(self.module)
+        for module in self._modules:
+            self.cu.cuModuleUnload(module)
         self.cu.cuStreamDestroy(self.stream)
         self.cu.cuStreamDestroy(self.copies)
         self.cu.cuStreamDestroy(self.producers)

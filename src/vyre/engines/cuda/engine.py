@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from vyre.engines.base import ItemResult, PopulationResult
 from vyre.engines.cuda import abi, populations
 from vyre.engines.cuda.bindings import NUMPY, Binding, Bindings, fault_of, size_of, slot_of
-from vyre.engines.cuda.compile import ENTRY, blocks_per_multiprocessor, compile_kernel
+from vyre.engines.cuda.cold import Successor, kernel_for
+from vyre.engines.cuda.compile import ENTRY, blocks_per_multiprocessor
 from vyre.engines.cuda.driver import Device
 from vyre.engines.cuda.lower import Image, value_of_key
 from vyre.engines.cuda.memory import Pool
@@ -88,7 +89,7 @@ class CudaEngine:
     ) -> None:
         self.device = dev = Device(device)
         per_sm = blocks or blocks_per_multiprocessor(dev.arch)
-        cubin = compile_kernel(dev.arch, store, per_sm)
+        cubin, successor = kernel_for(dev.arch, store, per_sm)
         shared = min(dev.shared_per_multiprocessor // per_sm - dev.shared_reserved, dev.shared_per_block)
         shared = shared // 512 * 512
         dev.load(cubin, ENTRY, shared)
@@ -103,6 +104,8 @@ class CudaEngine:
             dev, blocks=self.per_multiprocessor * dev.multiprocessors, shared_bytes=shared, capacity=capacity,
             arena_bytes=arena_bytes, grace_s=grace_s, stay_s=stay_s, hard_s=hard_s, resident=resident,
         )  # fmt: skip
+        if successor is not None:
+            self.residency.chore = _replacing(dev, successor, shared)
         self.residency.need_heap(4096 * _HEAP_SUMS)
         self.arena = self.residency.arena
         self.bindings = Bindings(dev, self.residency, self._pinned, self._device_pool)
@@ -492,6 +495,19 @@ class CudaEngine:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _replacing(device: Device, successor: Successor, shared: int) -> Callable[[Residency], bool]:
+    """A chore of the keeper: load the better kernel between two stays, when it is there. False when nothing is left."""
+
+    def chore(residency: Residency) -> bool:
+        cubin = successor.arrived()
+        if cubin is not None:
+            with residency.paused():
+                device.load(cubin, ENTRY, shared)
+        return not successor.is_over
+
+    return chore
 
 
 def _close(residency: Residency, pinned: Pool, device_pool: Pool, device: Device) -> None:

@@ -16,7 +16,7 @@ import heapq
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import numpy as np
@@ -93,6 +93,7 @@ class Residency:
         self._dispatching = threading.RLock()
         self._deadlines: list[tuple[int, int, int]] = []  # heap of (CLOCK_MONOTONIC ns, first sequence, count)
         self.closed = False
+        self.chore: Callable[[Residency], bool] | None = None  # the keeper's, until it gives False
         sizes = [256, SLOT_BYTES * capacity, RECORD_BYTES * capacity, 8 * abi.UPDATE_ENTRIES, arena_bytes]
         offsets = np.cumsum([0, *[-(-s // 4096) * 4096 for s in sizes]]).tolist()
         host, mapped = device.pinned(offsets[-1])
@@ -583,6 +584,8 @@ def _keep(reference: weakref.ref[Residency], stop: threading.Event) -> None:
                 ready = True
             residency.look()
             residency.expire()
+            if residency.chore is not None and not residency.chore(residency):
+                residency.chore = None
         except DeviceLost:
             return  # whoever waits finds out by itself
         del residency

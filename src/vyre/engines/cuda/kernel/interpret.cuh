@@ -151,7 +151,9 @@ D void interpret(u32 base_at) {
     u32 b[8];
     read8(b, OPERAND_B, STEP(r.y));
     switch (r.x & 0xFF) {
+#ifndef QUICK  // a record with a short cut names its handler too
 #include "hot_cases.cuh"
+#endif
     }
     if (r.x & (LOAD_A32 | LOAD_A64)) {
       u32 o = r.z & 0xFFFF;
