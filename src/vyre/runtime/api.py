@@ -43,7 +43,8 @@ def open(
         pool_bytes: memory that streams read cold files into.
         io: how streams read files: "auto", "hot", "uring-direct", "uring" or "pread".
         capacity: slots of the session's ring, a power of two up to 1,048,576.
-        resident: False keeps no thread: items run in waiting threads and by ``dispatch``.
+        resident: False keeps no thread: items run in waiting threads and by ``dispatch``; on the GPU the kernel is launched
+            for what is there and leaves when that is done.
         idle_s, stay_s: the GPU lease's grace and longest stay.
         store: False keeps compiled code in this process only.
     Raises:
