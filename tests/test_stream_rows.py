@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import vyre
-from vyre.errors import BindError, StreamError
+from vyre.errors import BindError, ProgramFault, StreamError
 from vyre.program.opcodes import MemType
 from vyre.stream import uring
-from vyre.stream.formats import Column, column
+from vyre.stream.formats import Column, column, numpy_dtype
 from vyre.stream.source import open_columns
 
 COUNT = 5_000
@@ -188,3 +188,70 @@ def test_an_empty_array_of_rows_gives_an_empty_result(tmp_path):
     np.save(tmp_path / "none.npy", np.ones((0, 4), "f4"))
     with vyre.open("cpu") as session:
         assert session.run(keep, column(tmp_path / "none.npy", 2)).value.size == 0
+
+
+@pytest.mark.parametrize("engine", ["cpu", "reference"])
+@pytest.mark.parametrize("memory", [m for m in MemType if m is not MemType.bf16])
+def test_fields_of_every_size_that_are_aligned_to_nothing_are_those_of_the_array(tmp_path, engine, memory):
+    array = np.zeros(
+        3_000, [("odd", "u1"), ("x", numpy_dtype(memory)), ("y", numpy_dtype(memory)), ("tail", "u1", (5,))]
+    )
+    rng = np.random.default_rng(3)
+    array["x"], array["y"] = rng.integers(0, 2, 3_000), rng.integers(0, 2, 3_000)
+    np.save(tmp_path / "a.npy", array)
+    program = vyre.expression("where(x == y, x, y)", types={"x": memory.name, "y": memory.name})
+    with vyre.open(engine) as session:
+        right = session.run(program, x=array["x"].copy(), y=array["y"].copy()).value
+        for io in ("hot", "pread"):
+            assert (
+                session.run(program, x=tmp_path / "a.npy", y=tmp_path / "a.npy", io=io).value.tobytes()
+                == right.tobytes()
+            )
+
+
+@pytest.mark.parametrize("engine", ["cpu", "reference"])
+def test_rows_that_are_longer_than_the_memory_for_rows_are_read_field_by_field(tmp_path, engine):
+    array = np.random.default_rng(4).random((7, 70_000)).astype("f4")
+    np.save(tmp_path / "a.npy", array)
+    with vyre.open(engine) as session:
+        found = session.run(
+            vyre.expression("x-y", types={"x": "f32", "y": "f32"}),
+            x=column(tmp_path / "a.npy", 69_999), y=column(tmp_path / "a.npy", 5), io="hot",
+        )  # fmt: skip
+    assert found.value.tobytes() == (array[:, 69_999] - array[:, 5]).tobytes()
+    with open(tmp_path / "b.npy", "wb") as file:
+        text = "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 70000000), }".ljust(117) + "\n"
+        file.write(b"\x93NUMPY\1\0\x76\0" + text.encode())
+        file.truncate(128 + 2 * 280_000_000)
+    with pytest.raises(StreamError, match=r"rows of 280,000,000 bytes; one of 268,435,455 is the longest"):
+        open_columns({"x": column(tmp_path / "b.npy", 5)}, {"x": MemType.f32})
+
+
+def test_inputs_of_different_rows_and_plain_ones_go_together_in_any_order(points, trades, tmp_path):
+    rows, array = points
+    path, structured = trades
+    plain = np.random.default_rng(5).random(COUNT).astype("f4")
+    plain.tofile(tmp_path / "p.bin")
+    types = dict.fromkeys("abcdef", "f32") | {"e": "f64"}
+    mixed = vyre.expression("a + 2*b + 3*c + 4*d + 5*e + 6*f", types=types)
+    given = {
+        "a": column(rows, 7), "b": column(path, "price"), "c": tmp_path / "p.bin",
+        "d": column(rows, 2), "e": column(path, "pos.y"), "f": plain,
+    }  # fmt: skip
+    with vyre.open("cpu") as session:
+        right = session.run(
+            mixed, a=array[:, 7].copy(), b=structured["price"].copy(), c=plain, d=array[:, 2].copy(),
+            e=structured["pos"]["y"].copy(), f=plain,
+        )  # fmt: skip
+        for io in IO[:2]:
+            assert session.run(mixed, given, io=io, chunk=1024).value.tobytes() == right.value.tobytes()
+
+
+def test_a_fault_over_rows_says_the_values_of_its_element(tmp_path):
+    array = np.ones((9_000, 3), "i4")
+    array[7_777, 1] = 0
+    np.save(tmp_path / "k.npy", array)
+    with vyre.open("cpu") as session, pytest.raises(ProgramFault) as caught:
+        session.run(vyre.expression("7//k", types={"k": "i32"}), k=column(tmp_path / "k.npy", 1), io="hot")
+    assert caught.value.fault.element == 7_777
+    assert 0 in caught.value.fault.operands.values()

@@ -43,10 +43,20 @@ class ItemResult:
 
 
 class FileRange(NamedTuple):
-    """Elements of a stream that lie in a file: element ``origin`` of the item at byte ``offset`` of ``fd``."""
+    """Elements of a stream that lie in a file: element ``origin`` of the item at byte ``offset`` of ``fd``.
+
+    Where they are fields of rows, ``offset`` is that of the first row, ``width`` bytes lie from row to row (0: elements lie
+    one behind the other), ``inside`` from the start of a row to its field.
+    """
 
     fd: int
     offset: int
+    width: int = 0
+    inside: int = 0
+
+    def from_element(self, skip: int, size: int) -> FileRange:
+        """The same without its first ``skip`` elements of ``size`` bytes."""
+        return self._replace(offset=self.offset + skip * (self.width or size))
 
 
 class PagedTable(NamedTuple):

@@ -6,18 +6,12 @@ machines where no other engine runs, and for asking what the right answer is.
 
 from __future__ import annotations
 
-import os
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
-
 from vyre.engines.base import FileRange, ItemResult, Operands
+from vyre.engines.ranges import read_range
 from vyre.engines.reference import execute
 from vyre.errors import Fault
-from vyre.program.opcodes import FAULT_REASONS, FaultCode, MemType
+from vyre.program.opcodes import FAULT_REASONS, FaultCode
 from vyre.program.verifier import Verified
-from vyre.stream.formats import numpy_dtype
 
 
 class ReferenceEngine:
@@ -95,15 +89,3 @@ class ReferenceItem:
 
     def close(self) -> None:
         """Nothing is held."""
-
-
-def read_range(place: FileRange, dtype: MemType, count: int) -> NDArray[Any] | None:
-    """``count`` elements from a file, or None when it ends before them."""
-    size = count * dtype.size
-    data = bytearray()
-    while len(data) < size:
-        more = os.pread(place.fd, size - len(data), place.offset + len(data))
-        if not more:
-            return None
-        data += more
-    return np.frombuffer(data, numpy_dtype(dtype))

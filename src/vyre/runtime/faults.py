@@ -42,7 +42,7 @@ def described(fault: Fault, loaded: Loaded, operands: Operands) -> Fault:
 
 
 def _operand_values(fault: Fault, element: int, loaded: Loaded, operands: Operands) -> dict[str, int | float]:
-    from vyre.engines.immediate import read_range
+    from vyre.engines.ranges import read_range
     from vyre.engines.reference import execute
 
     arrays = [a for a in operands.inputs if not isinstance(a, FileRange)]
@@ -56,7 +56,7 @@ def _operand_values(fault: Fault, element: int, loaded: Loaded, operands: Operan
     inputs = []
     for stream, a in zip(loaded.program.inputs, operands.inputs, strict=True):
         if isinstance(a, FileRange):
-            found = read_range(FileRange(a.fd, a.offset + skip * stream.dtype.size), stream.dtype, count)
+            found = read_range(a.from_element(skip, stream.dtype.size), stream.dtype, count)
             if found is None:
                 return {}
             inputs.append(found)

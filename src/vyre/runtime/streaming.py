@@ -31,7 +31,7 @@ from vyre.stream.plan import SMALL_BYTES, Plan
 from vyre.stream.pool import DEFAULT_POOL_BYTES, Pool
 from vyre.stream.reader import Loaded as Arrived
 from vyre.stream.reader import Reader
-from vyre.stream.rows import Rows
+from vyre.stream.rows import take_field
 from vyre.stream.sink import Sinks
 from vyre.stream.source import Chunk, Source, open_columns
 
@@ -213,6 +213,7 @@ class Stream:
         natives = getattr(session.engine, "natives", None)
         self.totals = Totals(program, getattr(natives or session.engine, "fold_onto", None))
         self._done_elements = 0
+        self._taken = 0  # bytes of fields of rows
         self._items: dict[int, tuple[Any, Arrived | None, Operands]] = {}
         self._finished: dict[int, tuple[Chunk, ItemResult]] = {}
         self._errors: dict[int, StreamError] = {}
@@ -246,7 +247,6 @@ class Stream:
             self._announce()
             natives_ = None if self.source.bytes < SMALL_BYTES else _pump_of(session.engine)
             self._reader = Reader(self.source, self.plan, self._pool, natives=natives_)
-            self._rows, self._fields = Rows(self.source), self.source.fields()
             make_ring = getattr(session.engine, "new_ring", None)
             if make_ring is not None:
                 self._ring = make_ring(RING_CAPACITY)
@@ -410,13 +410,10 @@ class Stream:
     def _start(self, arrived: Arrived) -> None:
         program = self._loaded.program
         chunk = arrived.chunk
-        inputs = self._inputs(arrived)
-        if inputs is None:
-            return
         operands = Operands(
             chunk.first,
             chunk.count,
-            inputs,
+            self._inputs(arrived),
             [np.empty(chunk.count, numpy_dtype(s.dtype)) for s in program.outputs],
             [np.empty(chunk.count, numpy_dtype(s.dtype)) for s in program.emits],
             self._tables,
@@ -431,26 +428,22 @@ class Stream:
         while not item.start():  # pragma: no cover - the ring has room for more chunks than are ever out
             time.sleep(0)
 
-    def _inputs(self, arrived: Arrived) -> list[NDArray[Any] | FileRange] | None:
-        """The operands of a chunk that has arrived; None when its rows could not be read, which is then kept."""
+    def _inputs(self, arrived: Arrived) -> list[NDArray[Any] | FileRange]:
+        """The operands of a chunk that has arrived. Rows in a file are left to whoever runs the tiles."""
         chunk, source = arrived.chunk, self.source
-        fields: dict[str, NDArray[Any]] = {}
-        try:
-            for strip, names in self._fields.items():
-                takes = [source.takes[name] for name in names]
-                fields.update(zip(names, self._rows.take(arrived, strip, takes), strict=True))
-        except StreamError as error:
-            arrived.error = error
-            self._unread(arrived)
-            return None
         inputs: list[NDArray[Any] | FileRange] = []
         for stream in self._loaded.program.inputs:
-            strip = source.takes[stream.name].strip
+            strip, inside, dtype = source.takes[stream.name]
             place = arrived.columns[strip]
-            if stream.name in fields:
-                inputs.append(fields[stream.name])
-            elif place.kind is OperandKind.FILE:
-                inputs.append(FileRange(place.fd, place.offset))
+            width = source.strips[strip].width
+            fields = width != dtype.size
+            self._taken += chunk.count * dtype.size if fields else 0
+            if place.kind is OperandKind.FILE:
+                inputs.append(
+                    FileRange(place.fd, place.offset, width, inside) if fields else FileRange(place.fd, place.offset)
+                )
+            elif fields:
+                inputs.append(take_field(arrived.view(strip), source, stream.name, chunk.count))
             elif (array := source.array(strip, chunk.first, chunk.count)) is not None:
                 inputs.append(array)
             else:
@@ -517,7 +510,7 @@ class Stream:
             report.reader_cpu_s = self._own.reader_cpu_s()
             return
         report.bytes_by_way = self._reader.report()
-        copies = {"fields taken out of rows": self._rows.copied, "joined at the ends of arrays": self._reader.copied}
+        copies = {"fields taken out of rows": self._taken, "joined at the ends of arrays": self._reader.copied}
         report.copies = {what: count for what, count in copies.items() if count}
 
     # --- totals -------------------------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ from vyre.stream.formats import (
 from vyre.stream.ranges import Ranges
 
 TILE: Final = 1_024  # decision 1: chunks start and, but for the last, end at a tile
+ROW_BYTES_MAX: Final = (1 << 28) - 1  # bytes from row to row: what an input's descriptor holds
 COLD_CHUNK_BYTES: Final = 1 << 20  # of the widest column
 HOT_CHUNK_ELEMENTS: Final = 1 << 20  # one span of tiles: few slots, and every worker has its share of tiles
 
@@ -468,6 +469,11 @@ def _open_files(
             raise BindError(f"elements={column.elements} names a part of one file, but {path} is one of a directory")
         file = _open_file(path, undo)
         found = _find(file, column, dtype, name, notes)
+        if found.width > ROW_BYTES_MAX:
+            raise stream_error(
+                f"{path}: rows of {found.width:,} bytes; one of {ROW_BYTES_MAX:,} is the longest",
+                fix="save the column as a file of its own: np.save('column.npy', array[:, k])",
+            )
         if strip is None:
             strip, inside = Strip(found.width, dtype.size if found.width == dtype.size else 1), found.inside
         elif (strip.width, inside) != (found.width, found.inside):

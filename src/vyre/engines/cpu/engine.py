@@ -241,7 +241,7 @@ class BindingBlock:
                 block[at + 1] = MEMORY_WORDS[id(a) + OFFSET >> 3]
                 block[at + 2] = 0
             elif isinstance(a, FileRange):
-                block[at] = FILE
+                block[at] = file_kind(a)
                 block[at + 1] = a.fd
                 block[at + 2] = a.offset
             else:
@@ -282,6 +282,11 @@ class BindingBlock:
 
 _NOTHING: Final = array("Q", bytes(512))
 _ORIGIN, _ELEMENTS = state.B_ORIGIN // 8, state.B_ELEMENTS // 8
+
+
+def file_kind(a: FileRange) -> int:
+    """The first word of an input that lies in a file."""
+    return FILE | a.width << state.ROW_WIDTH_SHIFT | a.inside << state.ROW_INSIDE_SHIFT
 
 
 @cache
@@ -511,7 +516,7 @@ class CpuEngine:
         Args:
             origin: global index of the operands' element 0, a multiple of 1,024.
             elements: elements of each operand.
-            inputs: (OperandKind, address or fd, byte offset of element 0) of each input.
+            inputs: (OperandKind, of rows with their layout, address or fd, byte offset of element 0) of each input.
             outputs, emits: address of element 0 of each; an emit's memory holds ``elements``.
             tables: (address, elements) of each.
             params: 64 bits each, in memory form.

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from vyre.engines.base import FileRange, ItemResult, Operands, PagedTable
 from vyre.engines.cpu.addresses import address_of, table_at
-from vyre.engines.cpu.engine import FILE, MEMORY, WAIT_SLICE_NS, BindingBlock, CpuEngine
+from vyre.engines.cpu.engine import MEMORY, WAIT_SLICE_NS, BindingBlock, CpuEngine, file_kind
 from vyre.errors import BindError, Fault
 from vyre.program.ir import Program
 from vyre.program.opcodes import FAULT_REASONS, FaultCode, MemType
@@ -266,4 +266,7 @@ def _requests(operands: Operands) -> int:
 
 
 def _inputs(operands: Operands) -> list[tuple[int, int, int]]:
-    return [(FILE, a.fd, a.offset) if isinstance(a, FileRange) else (MEMORY, address_of(a), 0) for a in operands.inputs]
+    return [
+        (file_kind(a), a.fd, a.offset) if isinstance(a, FileRange) else (MEMORY, address_of(a), 0)
+        for a in operands.inputs
+    ]

@@ -53,6 +53,10 @@ from vyre.engines.cpu.state import (
     I_STREAM,
     I_USES_FUEL,
     INPUT_BYTES,
+    ROW_INSIDE_SHIFT,
+    ROW_WIDTH_MAX,
+    ROW_WIDTH_SHIFT,
+    ROWS_BYTES,
     W_ACCS,
     W_EMITS,
     W_FILE,
@@ -60,12 +64,14 @@ from vyre.engines.cpu.state import (
     W_HISTOGRAM,
     W_PARAMS,
     W_PTRS,
+    W_ROWS,
 )
 from vyre.native import Unit, call_handler, copy, fence, fetch_add64, load32, load64, pread, signed_less, store64, zero
 from vyre.ring.layout import FLAG_INLINE_PARAMS, SLOT, OperandKind
 from vyre.ring.waiting import waiting
 
 IN_FILE = OperandKind.FILE
+KIND_MASK = (1 << ROW_WIDTH_SHIFT) - 1
 S_FLAGS = 4 * SLOT["flags"].at
 S_INLINE = 4 * SLOT["inline"].at
 INLINE_PARAMS = 3
@@ -100,6 +106,120 @@ def read_file(engine: int, fd: int, address: int, size: int, offset: int) -> int
 
 
 @tile_unit.function
+def take_field(target: int, source: int, size: int, width: int, count: int) -> None:
+    """Put ``count`` elements of ``size`` bytes, ``width`` bytes apart and aligned to nothing, one behind the other."""
+    end = target + count * size
+    if size == 4:
+        while target < end:
+            copy(target, source, 4)
+            target += 4
+            source += width
+    elif size == 8:
+        while target < end:
+            copy(target, source, 8)
+            target += 8
+            source += width
+    elif size == 2:
+        while target < end:
+            copy(target, source, 2)
+            target += 2
+            source += width
+    else:
+        while target < end:
+            copy(target, source, 1)
+            target += 1
+            source += width
+
+
+@tile_unit.function
+def same_rows(a: int, b: int) -> int:
+    """1 when two inputs are fields of the same rows of one file."""
+    layout = (1 << ROW_INSIDE_SHIFT) - 1
+    if load64(a) & layout != load64(b) & layout:
+        return 0
+    if load64(a + 8) != load64(b + 8) or load64(a + 16) != load64(b + 16):
+        return 0
+    return 1
+
+
+@tile_unit.function
+def read_far_fields(engine: int, worker: int, image: int, operand: int, i: int, place: int, total: int) -> int:
+    """The same where a row is longer than memory for rows: element by element."""
+    width = load64(operand) >> ROW_WIDTH_SHIFT & ROW_WIDTH_MAX
+    n = load64(image + I_INPUTS)
+    other = operand
+    while i < n:
+        if same_rows(operand, other) != 0:
+            size = load64(load64(image + I_INPUT_SIZES) + 8 * i)
+            target = load64(worker + W_PTRS + 8 * (PTR_INPUTS + i))
+            source = place + (load64(other) >> ROW_INSIDE_SHIFT)
+            k = 0
+            while k < total:
+                failed = read_file(engine, load64(operand + 8), target + k * size, size, source + k * width)
+                if failed != 0:
+                    return failed
+                k += 1
+        i += 1
+        other += INPUT_BYTES
+    return 0
+
+
+@tile_unit.function
+def read_rows(engine: int, worker: int, image: int, binding: int, i: int, offset: int, total: int) -> int:
+    """Take input i, and all later ones of the same rows, out of ``total`` rows from ``offset`` on. As for read_file."""
+    operand = load64(binding + B_INPUTS) + INPUT_BYTES * i
+    width = load64(operand) >> ROW_WIDTH_SHIFT & ROW_WIDTH_MAX
+    sizes = load64(image + I_INPUT_SIZES)
+    place = load64(operand + 16) + offset * width
+    n = load64(image + I_INPUTS)
+    rows = worker + W_ROWS
+    if width > ROWS_BYTES:
+        return read_far_fields(engine, worker, image, operand, i, place, total)
+    at_once = ROWS_BYTES // width
+    done = 0
+    while done < total:
+        here = total - done
+        if here > at_once:
+            here = at_once
+        failed = read_file(engine, load64(operand + 8), rows, here * width, place + done * width)
+        if failed != 0:
+            return failed
+        k = i
+        other = operand
+        while k < n:
+            if same_rows(operand, other) != 0:
+                size = load64(sizes + 8 * k)
+                target = load64(worker + W_PTRS + 8 * (PTR_INPUTS + k)) + done * size
+                take_field(target, rows + (load64(other) >> ROW_INSIDE_SHIFT), size, width, here)
+            k += 1
+            other += INPUT_BYTES
+        done += here
+    return 0
+
+
+@tile_unit.function
+def locate_rows(engine: int, worker: int, image: int, binding: int, offset: int, total: int) -> int:
+    """Read every input that is a field of rows; rows that several inputs share are read once. As for read_file."""
+    first = load64(binding + B_INPUTS)
+    n = load64(image + I_INPUTS)
+    i = 0
+    while i < n:
+        operand = first + INPUT_BYTES * i
+        if load64(operand) > KIND_MASK:
+            taken = 0
+            other = first
+            while other < operand and taken == 0:
+                taken = same_rows(operand, other)
+                other += INPUT_BYTES
+            if taken == 0:
+                failed = read_rows(engine, worker, image, binding, i, offset, total)
+                if failed != 0:
+                    return failed
+        i += 1
+    return 0
+
+
+@tile_unit.function
 def locate_inputs(engine: int, worker: int, image: int, binding: int, element: int, total: int) -> int:
     """Point at ``total`` elements of each input from ``element`` on, reading those that lie in files.
 
@@ -111,11 +231,16 @@ def locate_inputs(engine: int, worker: int, image: int, binding: int, element: i
     offset = element - load64(binding + B_ORIGIN)
     buffer = worker + W_FILE
     n = load64(image + I_INPUTS)
+    rows = 0
     i = 0
     while i < n:
         size = load64(sizes + 8 * i)
         place = load64(operand + 16) + offset * size
-        if load64(operand) == IN_FILE:
+        if load64(operand) > KIND_MASK:
+            rows = 1
+            store64(entry, buffer)
+            buffer += (total * size + 127) & (0 - 64)
+        elif load64(operand) == IN_FILE:
             failed = read_file(engine, load64(operand + 8), buffer, total * size, place)
             if failed != 0:
                 return element << FAULT_ELEMENT_SHIFT | (failed - 1) << FAULT_PC_SHIFT | FAULT_IO
@@ -126,6 +251,10 @@ def locate_inputs(engine: int, worker: int, image: int, binding: int, element: i
         entry += 8
         operand += INPUT_BYTES
         i += 1
+    if rows != 0:
+        failed = locate_rows(engine, worker, image, binding, offset, total)
+        if failed != 0:
+            return element << FAULT_ELEMENT_SHIFT | (failed - 1) << FAULT_PC_SHIFT | FAULT_IO
     return FAULT_NONE
 
 

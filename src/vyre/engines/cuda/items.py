@@ -6,7 +6,6 @@ ring (residency).
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -21,6 +20,7 @@ from vyre.engines.cuda.engine import CudaEngine
 from vyre.engines.cuda.mapped import MappedFiles
 from vyre.engines.cuda.registered import RegisteredPools
 from vyre.engines.device_array import DeviceArray
+from vyre.engines.ranges import read_range
 from vyre.engines.spans import fold_onto
 from vyre.errors import Fault, WaitTimeout
 from vyre.program.ir import Program
@@ -99,14 +99,10 @@ class CudaItem:
             if not isinstance(value, FileRange):
                 found.append(value.reshape(-1) if isinstance(value, np.ndarray) else value)
                 continue
-            data = bytearray(self.operands.count * stream.dtype.size)
-            view, at = memoryview(data), 0
-            while at < len(data):
-                got = os.preadv(value.fd, [view[at:]], value.offset + at)
-                if got == 0:
-                    return None
-                at += got
-            found.append(np.frombuffer(data, _numpy(stream.dtype)))
+            elements = read_range(value, stream.dtype, self.operands.count)
+            if elements is None:
+                return None
+            found.append(elements)
         return found
 
     def wait(self, timeout_ns: int) -> bool:
