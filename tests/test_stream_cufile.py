@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import os
 import subprocess
 import sys
 import time
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
+import vyre
+from fake_gpu import fake_engine
+from vyre.errors import StreamError
+from vyre.runtime import selection
 from vyre.stream import cufile
 
 GOOD = {"step": "done", "version": 1150, "open_s": 0.48, "nvidia_fs": [0, 0], "status_flags": 0, "log": []}
@@ -109,3 +116,90 @@ def test_the_child_answers_where_nothing_is_installed(tmp_path):
     answer = json.loads(done.stdout)
     assert answer["step"] == "import cuda.bindings.cufile"
     assert answer["error"].startswith("ModuleNotFoundError")
+
+
+class FakeApi:
+    """cuda.bindings.cufile over memory of the host."""
+
+    FileHandleType = SimpleNamespace(OPAQUE_FD=1)
+
+    def __init__(self, refuses: bool = False) -> None:
+        self.open = 0
+        self.handles: set[int] = set()
+        self.refuses = refuses
+
+    def Descr(self):
+        found = SimpleNamespace(handle=SimpleNamespace(fd=-1))
+        self.last = found
+        found.ptr = 0
+        return found
+
+    def driver_open(self) -> None:
+        self.open += 1
+
+    def driver_close(self) -> None:
+        self.open -= 1
+
+    def handle_register(self, descriptor: int) -> int:
+        if self.refuses:
+            raise RuntimeError("HANDLE_NOT_REGISTERED (5027)")
+        self.handles.add(self.last.handle.fd)
+        return self.last.handle.fd
+
+    def handle_deregister(self, handle: int) -> None:
+        self.handles.remove(handle)
+
+    def read(self, handle: int, address: int, count: int, offset: int, inside: int) -> int:
+        with open(f"/proc/self/fd/{handle}", "rb", buffering=0) as f:  # cuFile aligns by itself
+            data = os.pread(f.fileno(), min(count, 100_000), offset)  # short, as any read may be
+        ctypes.memmove(address + inside, data, len(data))
+        return len(data)
+
+
+@pytest.fixture
+def session(monkeypatch):
+    engine = fake_engine(monkeypatch)
+    engine.device.flush_remote_writes = lambda: None
+    monkeypatch.setattr(selection, "_cuda", lambda *_, **__: (engine, "a stand-in"))
+    with vyre.open("cuda", pool_bytes=1 << 20) as s:
+        yield s
+
+
+@pytest.mark.parametrize(("mode", "way"), [("direct", "cuFile GPUDirect"), ("compat", "cuFile compat mode")])
+def test_a_stream_by_cufile_gives_the_same_bits_and_counts_its_bytes_as_what_they_were(
+    session, tmp_path, monkeypatch, mode, way
+):
+    api = FakeApi()
+    monkeypatch.setattr(cufile, "bindings", lambda: api)
+    monkeypatch.setattr(cufile, "preflight", lambda path: cufile.Preflight(mode, ("no nvidia_fs",), ("cuFile 1150",)))
+    x = np.arange(300_001, dtype=np.float32)
+    np.save(tmp_path / "x.npy", x)
+    result = session.run(vyre.expression("sum(x)", {"x": vyre.f32}), x=tmp_path / "x.npy", io="cufile", chunk=20_480)
+    assert result.value == x.sum(dtype=np.float64)
+    assert result.report.bytes_by_way == {way: x.nbytes}
+    assert f"{way} (cuFile 1150; no nvidia_fs)" in result.report.notes[0]
+    assert (api.open, api.handles) == (0, set())
+
+
+def test_a_file_that_cufile_does_not_take_or_that_is_cut_ends_in_an_error(session, tmp_path, monkeypatch):
+    monkeypatch.setattr(cufile, "preflight", lambda path: cufile.Preflight("compat", ()))
+    np.arange(300_000, dtype=np.float32).tofile(tmp_path / "x")
+    program, column = vyre.expression("sum(x)", {"x": vyre.f32}), vyre.raw(tmp_path / "x", vyre.f32)
+    api = FakeApi(refuses=True)
+    monkeypatch.setattr(cufile, "bindings", lambda: api)
+    with pytest.raises(StreamError, match="does not take the file: HANDLE_NOT_REGISTERED"):
+        session.run(program, x=column, io="cufile")
+    assert api.open == 0
+    api.refuses = False
+    with session.stream(program, x=column, io="cufile", chunk=20_480) as stream:
+        next(stream)
+        os.truncate(tmp_path / "x", 4 * 280_000)
+        with pytest.raises(StreamError, match="shrank while it was read"):
+            list(stream)
+    assert (api.open, api.handles) == (0, set())
+
+
+def test_asked_for_by_name_without_hardware_it_is_refused_with_the_causes(session, tmp_path):
+    np.arange(10, dtype=np.float32).tofile(tmp_path / "x")
+    with pytest.raises(StreamError, match="cuFile refused: "):
+        session.run(vyre.expression("sum(x)", {"x": vyre.f32}), x=vyre.raw(tmp_path / "x", vyre.f32), io="cufile")

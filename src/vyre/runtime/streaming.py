@@ -239,9 +239,10 @@ class Stream:
                 self.plan = self._own.plan
                 self._announce()
                 return
-            if io == "mapped":
+            if io in ("mapped", "cufile"):
                 raise BindError(
-                    f"engine {session.engine.name} maps no files", fix="open with engine='cuda', or leave io= out"
+                    f"io={io!r} is a way to a GPU, this is engine {session.engine.name}",
+                    fix="open with engine='cuda', or leave io= out",
                 )
             self.plan = Plan.choose(self.source, self._pool, io=io, chunk_elements=chunk)  # type: ignore[arg-type]
             self._announce()

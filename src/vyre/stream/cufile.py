@@ -148,6 +148,13 @@ def judge(answer: dict[str, Any], lacking: Sequence[str]) -> Preflight:
     return Preflight("direct", (), tuple(facts))
 
 
+def bindings() -> Any:
+    """cuda.bindings.cufile. Only after a preflight that did not refuse."""
+    from cuda.bindings import cufile
+
+    return cufile
+
+
 def _has_bindings() -> bool:
     try:
         return importlib.util.find_spec("cuda.bindings.cufile") is not None

@@ -46,6 +46,8 @@ class Rung(Enum):
     # A GPU's own, which the pump does not know:
     COPIED = "preadv threads page cache"  # into memory that a GPU reads
     MAPPED = "mapped, read in place"  # by a GPU, out of the page cache
+    CUFILE = "cuFile GPUDirect"
+    CUFILE_COMPAT = "cuFile compat mode"  # through host memory, whatever its name promises
 
     def __init__(self, words: str) -> None:
         self.is_direct = "O_DIRECT" in words  # around the page cache

@@ -101,7 +101,7 @@ class CopierFeed:
         pool: registered with the engine; its slots are lent for as long as this object lives.
         slots: chunks that have memory at a time.
         pools: where the pool is from, and goes when nobody fills or reads it any more.
-        copiers: threads; 0 takes one for each core.
+        copiers: threads; 0 takes three for every four cores: somebody has to publish, too.
     """
 
     def __init__(
@@ -161,7 +161,7 @@ class CopierFeed:
         most = max(1, -(-source.bytes // READ_BYTES_MAX))
         self._threads = [
             threading.Thread(target=_live, args=(self._natives, self._region), name=f"vyre-copier-{i}", daemon=True)
-            for i in range(min(copiers or available_cores(), most))
+            for i in range(min(copiers or max(1, available_cores() * 3 // 4), most))
         ]
         self.more()
         for thread in self._threads:

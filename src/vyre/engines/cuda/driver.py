@@ -140,6 +140,14 @@ class Device:
             self.enter()
             self.call("unregister memory", self.cu.cuMemHostUnregister(address))
 
+    def flush_remote_writes(self) -> None:
+        """Have a kernel that already runs see what a disk or network card wrote into device memory by DMA."""
+        ordering = self._attribute(self.cu.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_WRITES_ORDERING)
+        if ordering < int(self.cu.CUGPUDirectRDMAWritesOrdering.CU_GPU_DIRECT_RDMA_WRITES_ORDERING_OWNER):
+            target = self.cu.CUflushGPUDirectRDMAWritesTarget.CU_FLUSH_GPU_DIRECT_RDMA_WRITES_TARGET_CURRENT_CTX
+            scope = self.cu.CUflushGPUDirectRDMAWritesScope.CU_FLUSH_GPU_DIRECT_RDMA_WRITES_TO_OWNER
+            self.call("flush writes of other devices", self.cu.cuFlushGPUDirectRDMAWrites(target, scope))
+
     def memory(self, size: int) -> int:
         """Zeroed device memory."""
         self.enter()

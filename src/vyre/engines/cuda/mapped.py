@@ -36,7 +36,7 @@ WINDOW_BYTES: Final = 64 << 20  # registered at a time: 1 to 4 ms
 AUTO_BYTES: Final = 16 << 20  # a smaller file is copied, however often it is read
 AUTO_FRACTION: Final = 0.95  # cached, from here on; registering would read the rest page by page
 SHARE: Final = 4  # at most one part in so many of this machine's memory is kept registered
-SEATS: Final = 16
+SEATS: Final = 4  # chunks with the kernel at a time; with more of them its address translations get in each other's way
 _SETTLED_NS: Final = (
     100_000_000  # a file written to just before may have been cut and grown within one tick of its clock
 )

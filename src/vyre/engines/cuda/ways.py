@@ -12,12 +12,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from vyre.engines.cuda.copiers import CopierFeed
+from vyre.engines.cuda.cufile_feed import RUNG_OF, CufileFeed
 from vyre.engines.cuda.feed import SEATS_MAX, Feed, ReaderFeed, frame_bytes
 from vyre.engines.cuda.mapped import AUTO_BYTES, AUTO_FRACTION, MappedFeed, MappedFiles
 from vyre.engines.cuda.registered import DEFAULT_POOL_BYTES
 from vyre.errors import StreamError
 from vyre.program.ir import Program
 from vyre.program.opcodes import SPAN, TILE
+from vyre.stream import cufile
 from vyre.stream.cached import cached
 from vyre.stream.plan import Plan, Refusal, Rung
 from vyre.stream.pool import PAGE, Pool
@@ -26,8 +28,9 @@ from vyre.stream.source import Source
 if TYPE_CHECKING:
     from vyre.engines.cuda.items import SessionCudaEngine
 
-MAPPED_CHUNK_BYTES: Final = 16 << 20
-COPIED_CHUNK_BYTES: Final = 4 << 20  # of all columns together: an item in the ring costs as much as 0.5 MiB on the bus
+MAPPED_CHUNK_BYTES: Final = 64 << 20
+_NOT_ASKED: Final = ('it works where io="cufile" says so, which takes a second to find out',)
+COPIED_CHUNK_BYTES: Final = 8 << 20  # of all columns together: an item in the ring costs as much as 0.5 MiB on the bus
 
 
 def open_feed(
@@ -44,6 +47,8 @@ def open_feed(
         BindError: no such way. StreamError: the way asked for is impossible here.
     """
     limit = pool_bytes or DEFAULT_POOL_BYTES
+    if io == "cufile":
+        return _cufile(engine, source, chunk_elements, limit)
     refusal = None
     if io in ("mapped", "auto"):
         reason, refusal = _mapped_reason(engine.mapped, source, io)
@@ -66,6 +71,9 @@ def open_feed(
         plan = Plan.choose(source, pool, io=io, chunk_elements=chunk)  # type: ignore[arg-type]
         hot = [decision for decision in plan.files if decision.rung is Rung.HOT]
         if not hot and all(source.files[name] for name in source.strips):
+            plan.notes.append(
+                f"cuFile not taken: {'; '.join(cufile.obstacles() or cufile.lacks_direct() or _NOT_ASKED)}"
+            )
             return ReaderFeed(source, plan, pool, engine.pools)
         for decision in hot:
             decision.rung = Rung.COPIED
@@ -110,6 +118,26 @@ def _mapped(engine: SessionCudaEngine, source: Source, chunk_elements: int | Non
     feed = MappedFeed(source, plan, engine.mapped, engine._pinned, engine.residency.lock)
     for decision in plan.files:
         decision.rung, decision.reason = Rung.MAPPED, reason
+    return feed
+
+
+def _cufile(engine: SessionCudaEngine, source: Source, chunk_elements: int | None, limit: int) -> Feed:
+    """Straight into device memory, when a real read of the first file has been right."""
+    file = next((file for files in source.files.values() for file in files), None)
+    if file is None or not all(source.files[name] for name in source.strips):
+        raise StreamError("cuFile reads files, and some columns are in memory", fix='io="auto" takes another way')
+    found = cufile.preflight(file.path)
+    if found.mode == "refused":
+        raise StreamError(f"{file.path}: {found}", fix='io="auto" takes another way')
+    chunk = chunk_elements or default_chunk(source, limit)
+    with Pool(PAGE) as none:
+        plan = Plan.choose(source, none, io="hot", chunk_elements=chunk)
+    slots = max(1, min(SEATS_MAX, limit // frame_bytes(source, chunk)))
+    feed = CufileFeed(
+        source, plan, engine.device, engine._device_pool, engine.residency.lock, slots, found.mode, cufile.bindings()
+    )
+    for decision in plan.files:
+        decision.rung, decision.reason = RUNG_OF[found.mode], "; ".join((*found.facts, *found.causes))
     return feed
 
 
