@@ -32,10 +32,10 @@ def engine_option(
 
 io_option: Final = click.option(
     "--io",
-    type=click.Choice(("auto", "hot", "uring-direct", "uring", "pread")),
+    type=click.Choice(("auto", "hot", "uring-direct", "uring", "pread", "mapped", "cufile")),
     default="auto",
     show_default=True,
-    help="how files are read: auto asks the page cache, any other way is taken or refused",
+    help="how files are read: auto asks the page cache, any other way is taken or refused; mapped, cufile: engine cuda",
 )
 
 

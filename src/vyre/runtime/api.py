@@ -41,7 +41,7 @@ def open(
         device: number of the GPU.
         workers: threads that execute at the same time; None takes what affinity and cgroup allow.
         pool_bytes: memory that streams read cold files into.
-        io: how streams read files: "auto", "hot", "uring-direct", "uring" or "pread".
+        io: how streams read files: "auto", "hot", "uring-direct", "uring" or "pread"; on the GPU "mapped" and "cufile" too.
         capacity: slots of the session's ring, a power of two up to 1,048,576.
         resident: False keeps no thread: items run in waiting threads and by ``dispatch``; on the GPU the kernel is launched
             for what is there and leaves when that is done.

@@ -450,7 +450,8 @@ class Session:
         Args:
             source: a Source, or columns by name: paths, lists of paths, Columns or arrays; or the only input itself.
             chunk: elements of a chunk, rounded up to a multiple of 1,024; None chooses.
-            io: "auto", "hot", "uring-direct", "uring" or "pread"; None takes the session's.
+            io: "auto", "hot", "uring-direct", "uring" or "pread", on the GPU "mapped" and "cufile" too; None takes the
+                session's.
             progress: called with (elements done, elements in all) after each part.
             named: columns, tables and parameters by name.
         """
