@@ -63,6 +63,13 @@ def test_records_and_slots_are_accessed_at_system_scope(sass: str) -> None:
     assert "MEMBAR" in sass
 
 
+def test_what_runs_between_a_slot_and_its_record_keeps_nothing_in_local_memory(sass: str) -> None:
+    body = re.search(r"^\$vyre_resident\$\w*4lookEj:\n(.*?)^\s*\.type", sass, re.MULTILINE | re.DOTALL)
+    assert body is not None, "look() of resident.cu is a function of its own"
+    assert "LDG.E.128.STRONG.SYS" in body[1]
+    assert re.findall(r"\b(?:LDL|STL)\b.*", body[1]) == [], "local memory is thrown out of the cache by every look"
+
+
 def test_the_switch_is_a_jump_table(sass: str) -> None:
     longest = max((line.count(".L_x") for line in sass.splitlines() if "BRX" in line), default=0)
     assert longest > 100, "without --jump-table-density the switch is a tree of compares and costs a third"

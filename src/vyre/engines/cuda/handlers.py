@@ -53,7 +53,11 @@ HANDLERS: Final[dict[str, int]] = {
         )
     )
 }
+FIRST_LIGHT: Final = len(_HAND_WRITTEN)
 FIRST_HEAVY: Final = len(_HAND_WRITTEN) + len(NUMERIC) - len(HEAVY)
+assert [HANDLERS[f"f32_{verb}"] - HANDLERS["f32_add"] for verb in ("add", "sub", "mul")] == [0, 1, 2], (
+    "lone.cuh tests a range"
+)
 assert FIRST_HEAVY <= 256, "a handler of the main switch is a byte; heavy ones are named in another field"
 
 

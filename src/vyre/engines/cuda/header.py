@@ -64,6 +64,10 @@ def header() -> str:
         define(f"ACC_{name}", value)
     for name, value in abi.HANDED_KINDS.items():
         define(f"HANDED_{name}", value)
+    define("FIRST_LIGHT", handlers.FIRST_LIGHT)
+    define("FIRST_HEAVY", handlers.FIRST_HEAVY)
+    for name in ("f32_add", "f32_mul"):
+        define(name.upper(), handlers.HANDLERS[name])
     for name, value in handlers.HANDLERS.items():
         if name.isupper():
             define(f"H_{name}", value)

@@ -6,41 +6,32 @@ D u64 record_at(u64 sequence) {
   return launch.records + RECORD_BYTES * (sequence & ((1ull << launch.capacity_log2) - 1));
 }
 
-// The body of a record, by lanes 2 .. 15 in one store. All lanes.
-D void write_body(u64 sequence, u32 opcode, u64 fault, u64 value, u64 started) {
-  u32* r = (u32*)record_at(sequence);
+// The body of a record, 8 bytes a lane in one store of lanes 1 .. 7: chosen without a branch, so that lanes stay together.
+D void write_body(u64 at, u32 opcode, u64 fault, u64 value, u64 started) {
   const u32 lane = threadIdx.x & 31;
   const bool ok = fault == NO_FAULT;
   const bool refused = !ok && (fault >> 63) != 0;  // an engine's refusal: code in the low bits, no place
   const bool placed = !ok && !refused;
-  const u64 element = placed ? fault >> 20 : NO_ELEMENT, finished = now_ns();
-  u32 v = 0;
-  switch (lane) {
-    case 2: v = ok ? STATUS_DONE : STATUS_FAULT; break;
-    case 3: v = ok ? 0 : refused ? (u32)(fault & 0xFF) : (u32)(fault & 15); break;
-    case 4: v = placed ? (u32)(fault >> 4 & 0xFFFF) : NO_PC; break;
-    case 5: v = opcode; break;
-    case 6: v = low(element); break;
-    case 7: v = high(element); break;
-    case 8: v = low(value); break;
-    case 9: v = high(value); break;
-    case 10: v = low(started); break;
-    case 11: v = high(started); break;
-    case 12: v = low(finished); break;
-    case 13: v = high(finished); break;
-    case 14: v = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32; break;
-    default: break;
-  }
-  __syncwarp();
-  if (lane >= 2 && lane < 16) r[lane] = v;
+  const u32 code = ok ? 0 : refused ? (u32)(fault & 0xFF) : (u32)(fault & 15);
+  u64 v = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;  // worker
+  v = lane == 6 ? now_ns() : v;                               // finished
+  v = lane == 5 ? started : v;
+  v = lane == 4 ? value : v;
+  v = lane == 3 ? (placed ? fault >> 20 : NO_ELEMENT) : v;
+  v = lane == 2 ? join(placed ? (u32)(fault >> 4 & 0xFFFF) : NO_PC, opcode) : v;
+  v = lane == 1 ? join(ok ? STATUS_DONE : STATUS_FAULT, code) : v;
+  if (lane >= 1 && lane < 8) ((u64*)at)[lane] = v;
 }
 
 // Body first, then the sequence with release at system scope: pairs with the reader's acquire of sequence_plus_1. The
 // warp synchronises in between, so lane 0's release covers what other lanes wrote too.
-D void write_record(u64 sequence, u32 opcode, u64 fault, u64 value, u64 started) {
-  write_body(sequence, opcode, fault, value, started);
+D void write_record_at(u64 at, u64 sequence, u32 opcode, u64 fault, u64 value, u64 started) {
+  write_body(at, opcode, fault, value, started);
   __syncwarp();
-  if ((threadIdx.x & 31) == 0) store_release_sys((u64*)record_at(sequence), sequence + 1);
+  if ((threadIdx.x & 31) == 0) store_release_sys((u64*)at, sequence + 1);
+}
+D void write_record(u64 sequence, u32 opcode, u64 fault, u64 value, u64 started) {
+  write_record_at(record_at(sequence), sequence, opcode, fault, value, started);
 }
 
 D void count_done(u64 n) { bump_gpu(&((Engine*)launch.engine)->done[0], n); }
@@ -125,7 +116,7 @@ D_CALL void deliver_rest(u32 base_at, bool alone) {
 D void report(Frame& f, u64 fault, u64 value) {
   __syncwarp();
   if (f.defers) {
-    write_body(f.item.sequence, f.item.opcode, fault, value, f.item.started);
+    write_body(record_at(f.item.sequence), f.item.opcode, fault, value, f.item.started);
     if ((threadIdx.x & 31) == 0) f.owed[f.owed_count++] = f.item.sequence;
     __syncwarp();
     return;

@@ -3,7 +3,7 @@
 // Slots become tickets: the poller fills entries of a queue in device memory, in order; a worker takes the next ticket
 // and waits for its entry. Entries are spread over lines, so thousands of warps wait without one hot word. The protocol
 // of a stay is modelled in tests/test_lease_model.py; its names are the same.
-#include "item.cuh"
+#include "lone.cuh"
 
 #define WARP_ID (threadIdx.x / 32)
 
@@ -108,88 +108,112 @@ D void hand_over(u64 first, u64 n, u32 kind) {
   for (u64 i = lane; i < n; i += 32) store_relaxed_gpu(handed_at(from + i), entry_of(from + i, kind, first + i));
 }
 
-D void poller(u32 base_at) {
+// What the poller knows between two looks. In shared memory, not in registers: a register that lives across a call would
+// be kept in local memory, which every acquire throws out of the first-level cache. Lane 0 writes it.
+#define NONE OPCODE_SHUTDOWN  // refused when it is published: no slot has it
+struct Watch {
+  u64 next, fences, applied;  // the next slot, fences passed, updates applied
+  u64 born, until;            // device clock: start of the stay; when to ask whether it is over
+  u64 lone_base;              // of the lone program that the frame holds (lone.cuh): its binding's first element,
+  u32 lone_opcode, lone_binding, lone_count, pad;  // opcode (NONE: it holds none), binding and elements
+  u64 now, pad1;
+  uint4 look[6];              // the last look: four parts of the next slot, two of the host's control line; taken at `now`
+};
+static_assert(sizeof(Launch) + sizeof(Watch) <= LAUNCH_BYTES, "abi.LAUNCH_BYTES");
+#define watch (*(Watch*)(shared_bytes + sizeof(Launch)))
+
+// Lane 0: something was taken at `now`.
+D void keep_awake(u64 now) {
+  u64 end = watch.born + launch.stay_ns, idle = now + launch.grace_ns;
+  watch.until = idle < end ? idle : end;
+}
+
+// Everything but a lone item of the program that the frame holds: batches, updates, fences, other items, the end of the
+// stay. False when the stay is over.
+D_CALL bool step(u32 base_at) {
+  Engine* e = (Engine*)launch.engine;
+  Control* control = (Control*)launch.control;
+  const u32 lane = threadIdx.x & 31;
+  const u64 mask = (1ull << launch.capacity_log2) - 1, next = watch.next, now = watch.now;
+  const uint4 v = watch.look[lane < 6 ? lane : 0];
+  u64 tail = join(__shfl_sync(FULL, v.x, 4), __shfl_sync(FULL, v.y, 4));
+  const u64 stop = join(__shfl_sync(FULL, v.z, 5), __shfl_sync(FULL, v.w, 5));
+  const u32 status = __shfl_sync(FULL, v.x, 0), flags = __shfl_sync(FULL, v.y, 2), opcode = __shfl_sync(FULL, v.y, 0);
+  const u32 binding = __shfl_sync(FULL, v.x, 1);
+  if (stop >= launch.generation || now - watch.born > launch.stay_ns) return false;
+  const bool there = next < launch.limit && status == STATUS_PUBLISHED && (flags >> 16) == (u32)((next >> launch.capacity_log2) & 0xFFFF);
+  if (tail > launch.limit) tail = launch.limit;
+  if (there && tail <= next + 1 && !(flags & UPDATE_FLAG) && opcode != OPCODE_BATCH_FENCE) {
+    // Alone. Words 8 .. 15 came in another sector than the status, but with a flags word of this lap, which is written
+    // after them.
+    Frame& f = SHARED(Frame, base_at);
+    take_item(base_at, next, v, now);
+    const bool fresh = !f.set_up;
+    if (!run_item(base_at, true)) hand_over(next, 1, HANDED_ITEM);
+    const bool lone = fresh && f.set_up && is_lone(base_at);
+    __syncwarp();
+    if (lane == 0) {
+      if (fresh) watch.lone_opcode = lone ? opcode : NONE;
+      if (lone) { watch.lone_binding = binding; watch.lone_count = (u32)f.elements; watch.lone_base = f.base; }
+      watch.next = next + 1;
+      keep_awake(now_ns());
+    }
+    __syncwarp();
+    return true;
+  }
+  if (there || tail > next) {
+    // The tail is read again, after the slot: with it come the updates that its slots need.
+    u64 host_fences = 0, updates = 0;
+    if (lane == 0) {
+      tail = load_acquire_sys(&control->tail);
+      host_fences = load_acquire_sys(&control->fences);
+      updates = load_acquire_sys(&control->updates);
+    }
+    tail = __shfl_sync(FULL, tail, 0);
+    host_fences = __shfl_sync(FULL, host_fences, 0);
+    updates = __shfl_sync(FULL, updates, 0);
+    if (tail > launch.limit) tail = launch.limit;
+    if (updates != watch.applied) {
+      const u64 applied = apply_updates(watch.applied, updates);
+      if (lane == 0) { watch.applied = applied; watch.lone_opcode = NONE; SHARED(Frame, base_at).set_up = 0; }
+      __syncwarp();
+    }
+    u64 to = tail;
+    bool at_fence = false;
+    if (host_fences != watch.fences && to > next) {
+      // Somewhere a fence: look at opcodes up to the first one.
+      for (u64 i = next; i < tail && !at_fence; i += 32) {
+        u32 code = OPCODE_NOP;
+        if (i + lane < tail) code = load_relaxed_sys((const uint4*)(launch.slots + SLOT_BYTES * ((i + lane) & mask))).y;
+        u32 vote = __ballot_sync(FULL, code == OPCODE_BATCH_FENCE);
+        if (vote) { to = i + __ffs((int)vote) - 1; at_fence = true; }
+      }
+    }
+    if (to > next) {
+      hand_over(next, to - next, HANDED_ITEM);
+      if (lane == 0) { watch.next = to; keep_awake(now); }
+    } else if (at_fence && load_relaxed_gpu(&e->done[0]) == next) {
+      fence_sys();  // pairs with the fences before the counts: everything earlier is visible before what follows
+      write_record(next, OPCODE_BATCH_FENCE, NO_FAULT, 0, now);
+      if (lane == 0) {
+        count_done(1);
+        watch.next = next + 1;
+        watch.fences += 1;
+        keep_awake(now);
+      }
+    }
+    __syncwarp();
+    return true;
+  }
+  return now < watch.until || load_relaxed_gpu(&e->done[0]) != next;
+}
+
+// Leaving. No ticket is filled any more; held ones are marked, and warps that draw one later find theirs marked too.
+D_CALL void leave() {
   Engine* e = (Engine*)launch.engine;
   Control* control = (Control*)launch.control;
   const u32 lane = threadIdx.x & 31, parity = (u32)(launch.generation & 1);
-  const u64 mask = (1ull << launch.capacity_log2) - 1, born = now_ns();
-  u64 next = e->next[0], fences = e->next[1], applied = e->next[2], worked = born;
-  bool lost = false, just_worked = false;
-  // Big items that the last stay left unfinished go on first.
-  u64 waiting = e->suspended[0];
-  __syncwarp();
-  if (lane == 0) e->suspended[0] = 0;
-  for (u64 i = 0; i < waiting; ++i) hand_over(load_relaxed_gpu((u64*)launch.suspended + i), 1, HANDED_RESUME);
-  for (;;) {
-    // Lanes 0-3: the next slot. Lanes 4-5: the host's control line. One request, one round trip.
-    const uint4* from = lane < 4 ? (const uint4*)(launch.slots + SLOT_BYTES * (next & mask)) + lane : (const uint4*)control + (lane & 1);
-    uint4 v = make_uint4(0, 0, 0, 0);
-    if (lane < 6) v = load_acquire_sys(from);
-    u64 now = now_ns();
-    u64 tail = join(__shfl_sync(FULL, v.x, 4), __shfl_sync(FULL, v.y, 4));
-    u64 stop = join(__shfl_sync(FULL, v.z, 5), __shfl_sync(FULL, v.w, 5));
-    u32 status = __shfl_sync(FULL, v.x, 0), flags = __shfl_sync(FULL, v.y, 2), opcode = __shfl_sync(FULL, v.y, 0);
-    now = __shfl_sync(FULL, now, 0);
-    if (just_worked) worked = now;
-    just_worked = false;
-    if (stop >= launch.generation || now - born > launch.stay_ns) break;
-    bool there = next < launch.limit && status == STATUS_PUBLISHED && (flags >> 16) == (u32)((next >> launch.capacity_log2) & 0xFFFF);
-    if (tail > launch.limit) tail = launch.limit;
-    if (there && tail <= next + 1 && !(flags & UPDATE_FLAG) && opcode != OPCODE_BATCH_FENCE) {
-      // Alone. Words 8 .. 15 came in another sector than the status, but with a flags word of this lap, which is
-      // written after them.
-      take_item(base_at, next, v, now);
-      if (!run_item(base_at, true)) hand_over(next, 1, HANDED_ITEM);
-      ++next;
-      just_worked = true;
-      continue;
-    }
-    if (there || tail > next) {
-      // The tail is read again, after the slot: with it come the updates that its slots need.
-      u64 host_fences = 0, updates = 0;
-      if (lane == 0) {
-        tail = load_acquire_sys(&control->tail);
-        host_fences = load_acquire_sys(&control->fences);
-        updates = load_acquire_sys(&control->updates);
-      }
-      tail = __shfl_sync(FULL, tail, 0);
-      host_fences = __shfl_sync(FULL, host_fences, 0);
-      updates = __shfl_sync(FULL, updates, 0);
-      if (tail > launch.limit) tail = launch.limit;
-      if (updates != applied) {
-        applied = apply_updates(applied, updates);
-        if (lane == 0) SHARED(Frame, base_at).set_up = 0;
-        __syncwarp();
-      }
-      u64 to = tail;
-      bool at_fence = false;
-      if (host_fences != fences && to > next) {
-        // Somewhere a fence: look at opcodes up to the first one.
-        for (u64 i = next; i < tail && !at_fence; i += 32) {
-          u32 code = OPCODE_NOP;
-          if (i + lane < tail) code = load_relaxed_sys((const uint4*)(launch.slots + SLOT_BYTES * ((i + lane) & mask))).y;
-          u32 vote = __ballot_sync(FULL, code == OPCODE_BATCH_FENCE);
-          if (vote) { to = i + __ffs((int)vote) - 1; at_fence = true; }
-        }
-      }
-      if (to > next) {
-        hand_over(next, to - next, HANDED_ITEM);
-        next = to;
-        worked = now;
-      } else if (at_fence && load_relaxed_gpu(&e->done[0]) == next) {
-        fence_sys();  // pairs with the fences before the counts: everything earlier is visible before what follows
-        write_record(next, OPCODE_BATCH_FENCE, NO_FAULT, 0, now);
-        if (lane == 0) count_done(1);
-        ++next;
-        ++fences;
-        worked = now;
-        __syncwarp();
-      }
-      continue;
-    }
-    if (now - worked > launch.grace_ns && load_relaxed_gpu(&e->done[0]) == next) break;
-  }
-  // Leaving. No ticket is filled any more; held ones are marked, and warps that draw one later find theirs marked too.
+  bool lost = false;
   if (lane == 0) store_relaxed_gpu(&e->closing[0], launch.generation);
   fence_sc_gpu();
   u64 marked = 0;
@@ -219,16 +243,81 @@ D void poller(u32 base_at) {
     u64 base = head > handed ? head : handed;
     e->head[0] = base;
     e->handed[0] = base;
-    e->next[0] = next;
-    e->next[1] = fences;
-    e->next[2] = applied;
+    e->next[0] = watch.next;
+    e->next[1] = watch.fences;
+    e->next[2] = watch.applied;
     e->started[parity ^ 1] = 0;
     e->gone[parity ^ 1] = 0;
-    control->final_tail = next;
+    control->final_tail = watch.next;
     control->unfinished = load_relaxed_gpu(&e->suspended[0]);
     if (lost) control->broken = launch.generation;
     store_release_sys(&control->left, launch.generation);  // pairs with the host's look at `left`
   }
+}
+
+// Look at the next slot until there is something for step(); lone items of the frame's program are run here. No call in
+// this loop: see Watch.
+D_CALL void look(u32 base_at) {
+  const u32 lane = threadIdx.x & 31;
+  const u64 slots = launch.slots + 16 * (lane & 3), control = launch.control + 16 * (lane & 1), generation = launch.generation;
+  const u64 limit = launch.limit, records = launch.records;
+  const u32 shift = launch.capacity_log2, mask = (1u << shift) - 1;
+  for (;;) {
+    // Lanes 0-3: the next slot. Lanes 4-5: the host's control line. One request, one round trip; what a hit needs is
+    // fetched from shared memory meanwhile.
+    const u64 next = watch.next, until = watch.until, base = watch.lone_base;
+    const u32 lone_opcode = watch.lone_opcode, lone_binding = watch.lone_binding, lone_count = watch.lone_count;
+    const u32 place = (u32)next & mask, lap = (u32)(next >> shift) & 0xFFFF;
+    uint4 v = make_uint4(0, 0, 0, 0);
+    if (lane < 6) v = load_acquire_sys((const uint4*)(lane < 4 ? slots + SLOT_BYTES * place : control));
+    const u64 now = __shfl_sync(FULL, now_ns(), 0);
+    // What each lane can say by itself: first of a lone item of the frame's program, then of anything at all.
+    bool lone = true, news = false;
+    if (lane == 0) { news = v.x == STATUS_PUBLISHED; lone = news && v.y == lone_opcode; }
+    if (lane == 1) lone = v.x == lone_binding && v.y == low(base) && v.z == high(base) && v.w == lone_count;
+    if (lane == 2) { news = v.y >> 16 == lap; lone = news && v.x == 0 && (v.y & 0xFFFF) == 0; }
+    if (lane == 4) { const u64 tail = join(v.x, v.y); news = tail > next; lone = tail <= next + 1 && next < limit; }
+    if (lane == 5) { news = join(v.z, v.w) >= generation; lone = !news; }
+    const bool awake = now < until;
+    if (__ballot_sync(FULL, lone) == FULL && awake) {
+      run_lone(base_at);
+      write_record_at(records + RECORD_BYTES * place, next, lone_opcode, NO_FAULT, 0, now);
+      if (lane == 0) {
+        count_done(1);
+        watch.next = next + 1;
+        keep_awake(now);
+      }
+      __syncwarp();
+      continue;
+    }
+    const u32 said = __ballot_sync(FULL, news);
+    if ((said & 5) != 5 && !(said & 0x30) && awake) continue;
+    if (lane < 6) watch.look[lane] = v;
+    if (lane == 0) watch.now = now;
+    __syncwarp();
+    return;
+  }
+}
+
+D void poller(u32 base_at) {
+  Engine* e = (Engine*)launch.engine;
+  const u32 lane = threadIdx.x & 31;
+  // Big items that the last stay left unfinished go on first.
+  u64 waiting = e->suspended[0];
+  __syncwarp();
+  if (lane == 0) {
+    e->suspended[0] = 0;
+    watch.next = e->next[0]; watch.fences = e->next[1]; watch.applied = e->next[2];
+    watch.born = now_ns();
+    watch.lone_opcode = NONE;
+    keep_awake(watch.born);
+  }
+  __syncwarp();
+  for (u64 i = 0; i < waiting; ++i) hand_over(load_relaxed_gpu((u64*)launch.suspended + i), 1, HANDED_RESUME);
+  do {
+    look(base_at);
+  } while (step(base_at));
+  leave();
 }
 
 extern "C" __global__ void __launch_bounds__(128, BLOCKS_PER_SM) vyre_resident(const __grid_constant__ Launch argument) {
