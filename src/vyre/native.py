@@ -101,6 +101,7 @@ def _rmw(verb: str, bits: int) -> str:
 load8 = _intrinsic("load8", 1, _load(8, ""), "u8 at an address only this thread writes")
 load32 = _intrinsic("load32", 1, _load(32, ""), "u32 likewise")
 load64 = _intrinsic("load64", 1, _load(64, ""), "u64 likewise")
+store8 = _intrinsic("store8", 2, _store(8, ""), "u8 that only this thread and its successors look at", returns=False)
 store32 = _intrinsic(
     "store32", 2, _store(32, ""), "u32 that no other thread reads before a later release", returns=False
 )
@@ -190,6 +191,12 @@ call_handler = _intrinsic(
     %{r}n = call ptr %{r}f(ptr %{r}c, ptr %{r}o)
     %{r} = ptrtoint ptr %{r}n to i64""",
     "the next op after handler a ran with context b and op c; 0 at the end",
+)  # fmt: skip
+call_function = _intrinsic(
+    "call_function", 2,
+    """%{r}f = inttoptr i64 {0} to ptr
+    %{r} = call i64 %{r}f(i64 {1})""",
+    "what the function at a gives for b",
 )  # fmt: skip
 set_float_mode = _intrinsic(
     "set_float_mode", 0, "%{r} = call i64 @vyre_set_float_mode()",

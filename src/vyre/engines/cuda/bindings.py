@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vyre.engines.cuda import abi
+from vyre.engines.cuda.caller import Call
 from vyre.engines.cuda.driver import Device
 from vyre.engines.cuda.memory import Chunk, Pool
 from vyre.engines.cuda.residency import Residency
@@ -53,6 +54,7 @@ class Binding:
         number: what a slot names it by.
         outputs, emits: arrays that results are written to; the pinned ones of the engine or the caller's.
         inputs: the pinned copy of each input, None where it is used in place.
+        call: its slot as ``CudaEngine.call`` publishes it, and the record that came back last; None before the first.
     """
 
     number: int
@@ -72,6 +74,7 @@ class Binding:
     copies_back: list[tuple[NDArray[Any], int]] = field(default_factory=list)
     pieces: list[tuple[Pool, int]] = field(default_factory=list)
     owners: list[Any] = field(default_factory=list)
+    call: Call | None = None
 
 
 _SLOT: Final = struct.Struct("<16I").pack

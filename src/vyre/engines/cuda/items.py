@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vyre.engines.base import FileRange, ItemResult, Operands
 from vyre.engines.cuda import abi
 from vyre.engines.cuda.bindings import Binding
+from vyre.engines.cuda.caller import Call
 from vyre.engines.cuda.chunks import ChunkStream
 from vyre.engines.cuda.engine import CudaEngine
 from vyre.engines.cuda.mapped import MappedFiles
+from vyre.engines.cuda.memory import address_of
 from vyre.engines.cuda.registered import RegisteredPools
 from vyre.engines.device_array import DeviceArray
 from vyre.engines.ranges import read_range
@@ -25,20 +28,33 @@ from vyre.engines.spans import fold_onto
 from vyre.errors import Fault, WaitTimeout
 from vyre.program.ir import Program
 from vyre.program.opcodes import FAULT_REASONS, FaultCode
-from vyre.ring.layout import SLOT_DTYPE
 from vyre.stream.source import Source
+
+_NATIVE_BYTES: Final = 64 << 10  # of host operands that a call copies with the GIL held
+_EMPTY: Final[list[Any]] = []  # shared by results that have none; never changed
+_NO_SUMS: Final[dict[int, NDArray[np.float64]]] = {}
 
 
 class CudaItem:
     """Operands bound to the GPU. Host arrays are staged through pinned memory at each start; device arrays stay."""
 
+    __slots__ = ("_binding", "_call", "_failed", "_natively", "_plain", "_theirs", "engine", "opcode", "operands")
+
     def __init__(self, engine: SessionCudaEngine, opcode: int, operands: Operands) -> None:
         self.engine = engine
         self.opcode = opcode
         self.operands = operands
-        self.sequence: int | None = None
         self._binding: Binding | None = None
+        self._call: Call | None = None
         self._failed: ItemResult | None = None
+        self._natively = False  # host arrays are copied by the call
+        self._plain = False  # nothing is delivered but outputs
+        self._theirs: list[DeviceArray] = []
+
+    @property
+    def sequence(self) -> int | None:
+        """Of the slot that is published and whose record was not collected; native code keeps it (caller)."""
+        return None if self._call is None else self._call.sequence
 
     def retarget(self, operands: Operands) -> None:
         """Other operands for the same program. Not while it is published."""
@@ -51,45 +67,76 @@ class CudaItem:
         self.operands = Operands(0, 0, [], [], [], [], [])
 
     def start(self, *, deadline_ns: int = 0, wake: bool = True) -> bool:
-        slot = self._prepare()
-        if slot is None:
+        call = self._ready()
+        if call is None:
             return True
         ring = self.engine.residency
-        if deadline_ns and deadline_ns <= time.monotonic_ns():
-            slot = _marked(slot)
-        self.sequence = ring.publish(slot)
-        if deadline_ns and self.sequence is not None:
-            ring.set_deadline(deadline_ns, self.sequence)
-        return self.sequence is not None
+        # An item whose deadline has passed is not to begin.
+        passed = deadline_ns and deadline_ns <= time.monotonic_ns()
+        started = ring.start(call, abi.STOP_FLAGS[FaultCode.deadline] if passed else 0)
+        if deadline_ns and started:
+            assert call.sequence is not None
+            ring.set_deadline(deadline_ns, call.sequence)
+        return started
 
     def prepared(self) -> bytes | None:
         """The slot that would be published, operands staged: for finite dispatch. None: the item has failed already."""
-        return self._prepare()
+        call = self._ready()
+        if call is None:
+            return None
+        assert self._binding is not None
+        self.engine.residency.bring(call)
+        return self._binding.slot
 
-    def _prepare(self) -> bytes | None:
+    def call(self) -> bool:
+        """``start`` and, when the record comes within some microseconds, the rest.
+
+        True: complete; ``collected()`` has the result. After False look at ``sequence``: None when the ring is full.
+        """
+        call = self._ready()
+        return call is None or self.engine.residency.call(call)
+
+    def _ready(self) -> Call | None:
+        """Bind what is to be bound, bring what the call does not bring. None: the item has failed already."""
         if self.operands.tables:
             self._unbind()  # tables in host memory are staged when they are bound, and may have changed
-        if self._binding is None:
+        call = self._call
+        if call is None:
             inputs = self._inputs()
             if inputs is None:
                 self._failed = ItemResult(fault=_shrank(self.operands.origin))
                 return None
-            o = self.operands
-            outputs = [a if isinstance(a, DeviceArray) else None for a in o.outputs]
-            self._binding = self.engine.bind(self.opcode, inputs, o.tables, o.params, outputs, o.count, o.origin)
-        else:
+            call = self._bind(inputs)
+        elif not self._natively:
+            assert self._binding is not None
             for staged, given in zip(self._binding.inputs, self.operands.inputs, strict=True):
                 if staged is not None and isinstance(given, np.ndarray):
                     np.copyto(staged, given.reshape(-1)[: self.operands.count])
-        self._wait_for_producers()
-        return self._binding.slot
+        if self._theirs:
+            self.engine.wait_for_producers(self._theirs)
+        return call
 
-    def _wait_for_producers(self) -> None:
+    def _bind(self, inputs: list[Any]) -> Call:
         o = self.operands
+        outputs = [a if isinstance(a, DeviceArray) else None for a in o.outputs]
+        self._binding = binding = self.engine.bind(self.opcode, inputs, o.tables, o.params, outputs, o.count, o.origin)
         everything: list[Any] = [*o.inputs, *o.outputs, *o.tables]
-        theirs = [a for a in everything if isinstance(a, DeviceArray)]
-        if theirs:
-            self.engine.wait_for_producers(theirs)
+        self._theirs = [a for a in everything if isinstance(a, DeviceArray)]
+        self._plain = not (o.emits or binding.program.accumulators or binding.copies_back)
+        pairs = [
+            [(to, source) for to, source in each if to is not None and type(source) is np.ndarray and type(to) is np.ndarray]
+            for each in (zip(binding.inputs, o.inputs, strict=True), zip(o.outputs, binding.outputs, strict=True))
+        ]  # fmt: skip
+        few = sum(to.nbytes for each in pairs for to, _ in each) <= _NATIVE_BYTES
+        self._natively = few and all(a.flags.c_contiguous for each in pairs for pair in each for a in pair)
+        bring, take = (
+            [(address_of(to), address_of(source), min(to.nbytes, source.nbytes)) for to, source in each]
+            if self._natively
+            else []
+            for each in pairs
+        )
+        self._call = Call(self.engine.residency.ring_address, binding.slot, bring, take)
+        return self._call
 
     def _inputs(self) -> list[Any] | None:
         """Inputs as the engine binds them; ranges of files are read into pinned memory. None: a file ended early."""
@@ -108,25 +155,34 @@ class CudaItem:
     def wait(self, timeout_ns: int) -> bool:
         if self._failed is not None:
             return True
-        assert self.sequence is not None, "wait before start"
+        sequence = self.sequence
+        assert sequence is not None, "wait before start"
         if timeout_ns <= 0:  # a look, as of Ticket.done
             self.engine.residency.look()
-            return self.engine.residency.is_done(self.sequence)
+            return self.engine.residency.is_done(sequence)
         try:
-            self.engine.wait(self.sequence, 1, timeout_ns / 1e9)
+            self.engine.wait(sequence, 1, timeout_ns / 1e9)
         except WaitTimeout:
             return False
         return True
 
     def result(self) -> ItemResult:
+        if self._failed is None:
+            assert self._call is not None, "result before start"
+            self.engine.residency.take(self._call)
+        return self.collected()
+
+    def collected(self) -> ItemResult:
+        """The result whose record was collected last."""
         if self._failed is not None:
             failed, self._failed = self._failed, None
             return failed
-        assert self.sequence is not None, "result before start"
-        assert self._binding is not None
-        found = self.engine.result(self._binding, self.sequence, self.operands.outputs)
-        self.sequence = None
-        return found
+        binding, call, outputs = self._binding, self._call, self.operands.outputs
+        assert binding is not None
+        assert call is not None
+        if self._plain and self._natively and call.is_done:
+            return ItemResult(outputs, _EMPTY, _EMPTY, _NO_SUMS, None)
+        return self.engine.delivered(binding, *call.record()[:4], outputs, copied=self._natively)
 
     def collected_from(self, record: np.void) -> ItemResult:
         """What it delivered, from the record of a finite dispatch."""
@@ -146,20 +202,13 @@ class CudaItem:
     def _unbind(self) -> None:
         if self._binding is not None:
             self.engine.unbind(self._binding)
-            self._binding = None
+            self._binding = self._call = None
 
 
 def _numpy(dtype: Any) -> np.dtype[Any]:
     from vyre.stream.formats import numpy_dtype
 
     return numpy_dtype(dtype)
-
-
-def _marked(slot: bytes) -> bytes:
-    """A slot whose item is not to begin, because its deadline has passed."""
-    words = np.frombuffer(slot, SLOT_DTYPE).copy()
-    words["flags"] |= abi.STOP_FLAGS[FaultCode.deadline]
-    return words.tobytes()
 
 
 def _shrank(element: int) -> Fault:

@@ -16,13 +16,14 @@ import heapq
 import threading
 import time
 import weakref
+from array import array
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vyre.engines.cuda import abi
+from vyre.engines.cuda import abi, caller
 from vyre.engines.cuda.driver import Device
 from vyre.engines.cuda.memory import Arena, array_at, view
 from vyre.errors import DeviceLost, SessionClosed, WaitTimeout
@@ -31,12 +32,13 @@ from vyre.ring.layout import (
     MAX_CAPACITY,
     RECORD_BYTES,
     RECORD_DTYPE,
+    SEQUENCE_NONE,
     SESSION_WORDS,
     SLOT_BYTES,
     SLOT_DTYPE,
     Opcode,
-    Status,
 )
+from vyre.store import Store
 
 _FIELDS: Final = {name: abi.CONTROL.fields[name][1] // 8 for name in abi.CONTROL.names or ()}  # type: ignore[index]
 _TAIL, _FENCES, _UPDATES, _STOP = (_FIELDS[n] for n in ("tail", "fences", "updates", "stop"))
@@ -44,7 +46,9 @@ _LEFT, _FINAL, _UNFINISHED, _BROKEN, _APPLIED = (
     _FIELDS[n] for n in ("left", "final_tail", "unfinished", "broken", "applied")
 )
 _FENCE: Final = int(Opcode.BATCH_FENCE)
-_PUBLISHED: Final = int(Status.PUBLISHED)
+_PUBLISHED, _GENERATION, _COUNTED = caller.R_PUBLISHED // 8, caller.R_GENERATION // 8, caller.R_FENCES // 8
+_HELD: Final = caller.R_HELD // 8
+_LAUNCHED: Final = abi.LAUNCH.fields["generation"][1] // 8  # type: ignore[index]
 THREADS: Final = abi.WARP * abi.WARPS_PER_BLOCK
 KEEPER_S: Final = 0.005
 _LOST_FIX: Final = "open a session in a new process; this process's GPU context cannot be trusted"
@@ -76,6 +80,7 @@ class Residency:
         stay_s: float,
         hard_s: float,
         resident: bool,
+        store: Store | None = None,
     ) -> None:
         if capacity & (capacity - 1) or not 1 <= capacity <= MAX_CAPACITY:
             raise ValueError(f"capacity {capacity}: it must be a power of two from 1 to {MAX_CAPACITY:,}")
@@ -100,8 +105,7 @@ class Residency:
         self._host = host
         control, slots, records, updates, arena = (mapped + o for o in offsets[:-1])
         self._control = view(host, 256).cast("Q")
-        self._slot_bytes = view(host + offsets[1], SLOT_BYTES * capacity)
-        self._slot_words = self._slot_bytes.cast("I")
+        self._slot_words = view(host + offsets[1], SLOT_BYTES * capacity).cast("I")
         self.slots: NDArray[Any] = array_at(host + offsets[1], SLOT_DTYPE, capacity)
         self._slot_lines: NDArray[Any] = self.slots.view(np.uint64).reshape(capacity, 8)
         self._record_words = view(host + offsets[2], RECORD_BYTES * capacity).cast("Q")
@@ -110,9 +114,18 @@ class Residency:
         self.arena = Arena(host + offsets[4], arena_bytes, abi.UNIT, abi.TABLE_BYTES)
         self._busy = bytearray(capacity)  # 1: published and not yet collected
         self._busy_array: NDArray[Any] = np.frombuffer(self._busy, np.uint8)
-        self.published = 0
-        self._fences = 0
         self._updates = 0
+        # Published slots, fences among them, the last stay's number: one place for native code and Python.
+        self._ring = array("Q", bytes(8 * caller.R_WORDS))
+        for at, value in (
+            (caller.R_CONTROL, host), (caller.R_SLOTS, host + offsets[1]), (caller.R_RECORDS, host + offsets[2]),
+            (caller.R_BUSY, self._busy_array.ctypes.data), (caller.R_MASK, self._mask), (caller.R_SHIFT, self._shift),
+            (caller.R_HELD, not caller.has_gil()),
+        ):  # fmt: skip
+            self._ring[at // 8] = value
+        self.ring_address: int = self._ring.buffer_info()[0]
+        self.natives = caller.natives(store)
+        self._alone = _Alone(self)
         warps = max(blocks, 1024) * abi.WARPS_PER_BLOCK
         handed = 1 << (4 * (capacity + warps)).bit_length()
         device_sizes = [
@@ -138,8 +151,9 @@ class Residency:
             ("arena_units", arena_bytes // abi.UNIT), ("shared_bytes", (shared_bytes - abi.LAUNCH_BYTES) // abi.WARPS_PER_BLOCK // 16 * 16),
         ):  # fmt: skip
             launch[name] = value
+        self._launch_words = launch.view(np.uint64).data
         self._argument = (ctypes.c_void_p * 1)(launch.ctypes.data)
-        self.generation = 0
+        self._argument_address = ctypes.addressof(self._argument)
         self.relaunches = 0
         self._heap_bytes = 0
         self._heaps: list[int] = []
@@ -148,6 +162,16 @@ class Residency:
             target=_keep, args=(weakref.ref(self), self._stop_keeper), name="vyre-cuda-keeper", daemon=True
         )
         self._keeper.start()
+
+    @property
+    def published(self) -> int:
+        """Slots published since the ring was made."""
+        return self._ring[_PUBLISHED]
+
+    @property
+    def generation(self) -> int:
+        """Number of the stay that was launched last; 0 before the first."""
+        return self._ring[_GENERATION]
 
     # --- stays ----------------------------------------------------------------------------------------------------
 
@@ -199,12 +223,11 @@ class Residency:
     def _start(self, blocks: int, threads: int) -> None:
         if self._control[_BROKEN]:
             raise DeviceLost("a stay on the GPU ended by its deadline with work in hand", fix=_LOST_FIX)
-        self.generation += 1
+        self._ring[_GENERATION] += 1
         self.relaunches += 1
-        self._launch["generation"] = self.generation
-        self.device.enter()
+        self._launch_words[_LAUNCHED] = self.generation
         try:
-            self.device.launch(blocks, threads, self.shared_bytes, ctypes.addressof(self._argument))
+            self.device.launch(blocks, threads, self.shared_bytes, self._argument_address)
         except DeviceLost:
             self._control[_BROKEN] = self.generation
             raise
@@ -335,57 +358,62 @@ class Residency:
 
     def publish(self, slot: bytes) -> int | None:
         """Publish one slot of 64 bytes whose status is EMPTY and flags have no lap. None when the ring is full."""
-        lock = self.lock
-        lock.acquire()
-        try:
-            if self.closed:
-                raise SessionClosed("this engine is closed", fix="open a new session")
-            sequence = self.published
-            at = sequence & self._mask
-            busy = self._busy
-            if busy[at]:
-                return None
-            lap = (sequence >> self._shift & 0xFFFF) << 16
-            if self.arena.dirty and self._flush_updates():
-                lap |= abi.UPDATE_FLAG
-            words = self._slot_words
-            base = at << 4
-            place = at << 6
-            self._slot_bytes[place : place + 64] = slot  # its status is EMPTY
-            # Flags behind the words of their sector, status behind everything: what a poller relies on.
-            if lap:
-                words[base + 9] |= lap
-            busy[at] = 1
-            words[base] = _PUBLISHED
-            self.published = sequence + 1
-            control = self._control
-            if words[base + 1] == _FENCE:
-                self._fences += 1
-                control[_FENCES] = self._fences
-            control[_TAIL] = sequence + 1
-            if control[_LEFT] == self.generation:
-                self.look()
-        finally:
-            lock.release()
-        return sequence
+        data = array("Q", slot)
+        with self._alone:
+            flags = abi.UPDATE_FLAG if self._flush_updates() else 0
+            sequence: int = self.natives.gpu_put(self.ring_address, data.buffer_info()[0], flags)
+            self.look()
+        return None if sequence == SEQUENCE_NONE else sequence
+
+    def bring(self, call: caller.Call) -> None:
+        """Copy what a call's item reads to where the kernel reads it, for a slot that is published in another way."""
+        self.natives.gpu_bring(call.address)
+
+    def start(self, call: caller.Call, flags: int = 0) -> bool:
+        """Publish a call's slot, with further flags. False when the ring is full."""
+        with self._alone:
+            if self._flush_updates():
+                flags |= abi.UPDATE_FLAG
+            started = bool(self.natives.gpu_start(call.address, flags))
+            self.look()
+        return started
+
+    def call(self, call: caller.Call) -> bool:
+        """Publish a call's slot and, when its record comes soon, collect it. True: it did, the record is in ``call``.
+
+        False: ``call.sequence`` says whether it was published; if not, the ring is full.
+        """
+        answer = caller.REFUSED if self.arena.dirty else call.run()
+        if answer == caller.PENDING:
+            self.look()
+            return False
+        if answer == caller.REFUSED:
+            self.start(call)
+            return False
+        return bool(answer)
+
+    def take(self, call: caller.Call) -> None:
+        """Collect the record of a call's slot, which is complete; the slot is free afterwards."""
+        if self.closed:
+            raise SessionClosed("this engine is closed", fix="open a new session")
+        self.natives.gpu_take(call.address)
 
     def publish_batch(self, items: NDArray[Any]) -> int | None:
         """Publish all of ``items`` (SLOT_DTYPE) or none. First sequence, or None when the ring has no room for all."""
-        with self.lock:
-            if self.closed:
-                raise SessionClosed("this engine is closed", fix="open a new session")
+        with self._alone:
             return self._put(items)
 
     def _put(self, items: NDArray[Any]) -> int | None:
         """A batch is published by the tail alone. The status of its slots stays EMPTY, so that the poller, which trusts
         a status, never takes one of them before the tail says that all are there; workers look at no status."""
-        n, first = len(items), self.published
-        at = first & self._mask
+        n = len(items)
         if n == 0:
-            return first
+            return self.published
         if n > self.capacity:
             return None
         self._flush_updates()
+        first = self.published
+        at = first & self._mask
         count = min(n, self.capacity - at)  # at most two pieces: the ring's end and its start
         busy = self._busy_array
         if busy[at : at + count].any() or busy[: n - count].any():
@@ -404,9 +432,9 @@ class Residency:
             self._slot_lines[: n - count] = lines[count:]
             busy[: n - count] = 1
         if fences:
-            self._fences += fences
-            self._control[_FENCES] = self._fences
-        self.published = first + n
+            self._ring[_COUNTED] += fences
+            self._control[_FENCES] = self._ring[_COUNTED]
+        self._ring[_PUBLISHED] = first + n
         self._control[_TAIL] = first + n
         self.look()
         return first
@@ -422,9 +450,9 @@ class Residency:
         """
         flag = abi.STOP_FLAGS[code]
         marked = []
-        with self.lock:
-            if self.closed:
-                return
+        if self.closed:
+            return
+        with self._alone:  # so that a slot which is freed meanwhile does not get another item's mark
             for sequence in range(max(first, self.published - self.capacity), min(first + n, self.published)):
                 at = sequence & self._mask
                 if self._busy[at] and not self.is_done(sequence):
@@ -556,6 +584,7 @@ class Residency:
             return
         with self.lock:
             self.closed = True
+            self._ring[_HELD] += 1
             self._paused += 1
         self._stop_keeper.set()
         self.device.enter()
@@ -568,6 +597,32 @@ class Residency:
             setattr(self, name, getattr(self, name)[:0].copy())
         self._control = memoryview(bytearray(256)).cast("Q")
         self.device.free_pinned(self._host)
+
+
+class _Alone:
+    """Inside, nobody else publishes: no thread in Python, for it holds the lock, and no native call, for the ring is held.
+
+    Updates that are flushed inside are told of by the slot that is published inside, and no slot comes in between.
+
+    Raises:
+        SessionClosed: the engine is closed.
+    """
+
+    def __init__(self, residency: Residency) -> None:
+        self._residency = weakref.proxy(residency)
+        self._lock = residency.lock
+        self._ring = residency._ring
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        self._ring[_HELD] += 1
+        if self._residency.closed:
+            self.__exit__()
+            raise SessionClosed("this engine is closed", fix="open a new session")
+
+    def __exit__(self, *_: object) -> None:
+        self._ring[_HELD] -= 1
+        self._lock.release()
 
 
 def _keep(reference: weakref.ref[Residency], stop: threading.Event) -> None:
