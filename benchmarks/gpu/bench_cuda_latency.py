@@ -1,92 +1,139 @@
 """gpu_latency: one tiny program from publish to result as Python sees it, while the kernel is resident and after
 
-Shows: round trips through the ring from one Python thread that spins, each result read and checked; the same after the
-lease has lapsed; bytecode never seen before; leaving and coming back. Beside: a slot that does nothing (the protocol
-alone), CuPy launch and synchronise, torch eager.
-Does not show: a C++ host, load from several threads, Poisson arrivals, Triton, JAX or torch.compile.
+Shows: round trips of one Python thread, each result read and checked, by the engine's call and by a session's bound
+program; a C++ host that drives the same kernel through the same ring; the same after the lease has lapsed; leaving for
+other code and coming back; bytecode never seen before. Beside: a slot that does nothing (the protocol alone), a bare
+ping-pong of one word, a launch and a graph from C++, CuPy, torch eager and torch's CUDA graph.
+Does not show: load from several threads; Poisson arrivals (bench_cuda_load); Triton, JAX or torch.compile.
 """
 
 from __future__ import annotations
 
 import statistics
-import struct
 import time
+from typing import Any
 
 import cupy
 import numpy as np
 from common_gpu import Report, chain, expected, main, native
+from cpp_host import PING, Host, other_code
 
-from vyre.engines.cuda.engine import Binding, CudaEngine
+from vyre.engines.cuda.bindings import Binding, slot_of
+from vyre.engines.cuda.caller import Call
+from vyre.engines.cuda.engine import CudaEngine
 from vyre.program import bytecode
 from vyre.program.verifier import verify
+from vyre.ring.layout import Opcode
 
 clock = time.perf_counter_ns
+TRIPS, ROUNDS = 3_000, 5
 
 
 def trips(
-    engine: CudaEngine, slot: bytes, count: int, output: np.ndarray | None = None, want: float = 0.0
+    engine: CudaEngine, call: Call, count: int, output: np.ndarray | None = None, want: float = 0.0
 ) -> np.ndarray:
-    """Nanoseconds from publish to result, ``count`` times."""
-    ring = engine.residency
-    words, mask, publish, collect = ring._record_words, ring._mask, ring.publish, ring.collect_one
+    """Microseconds from publish to result, ``count`` times."""
+    run, ring = engine.residency.call, engine.residency
     taken = np.empty(count)
     for i in range(count):
         if output is not None:
             output[0] = -1.0
         began = clock()
-        sequence = publish(slot)
-        at, done = 8 * (sequence & mask), sequence + 1
-        spins = 0
-        while words[at] != done:
-            spins += 1
-            if spins & 63 == 0:
-                ring.look()
-        if output is not None:
-            value = output[0]
+        if not run(call):
+            assert call.sequence is not None
+            ring.wait(call.sequence, 1, 5.0)
+            ring.take(call)
+        value = want if output is None else output[0]
         taken[i] = clock() - began
-        collect(sequence)
-        if output is not None and value != want:
+        if value != want:
             raise AssertionError(f"result {value}, expected {want}")
-    return taken[count // 10 :]
+    return taken[count // 10 :] / 1000
 
 
 def percentile(runs: list[np.ndarray], q: float) -> list[float]:
-    return [float(np.percentile(r, q)) / 1000 for r in runs]
+    return [float(np.percentile(r, q)) for r in runs]
 
 
-def others(operations: int) -> dict[str, float]:
+def middle(runs: list[np.ndarray]) -> float:
+    return statistics.median(percentile(runs, 50))
+
+
+def timed(call: Any, count: int = 2000) -> float:
+    taken = []
+    for _ in range(count):
+        began = clock()
+        call()
+        taken.append(clock() - began)
+    return statistics.median(taken) / 1000
+
+
+def others(engine: CudaEngine, host: Host, operations: int) -> dict[str, float]:
+    """What one would write without us, the GPU to itself."""
     x, y = cupy.arange(32, dtype=cupy.float32), cupy.empty(32, cupy.float32)
     kernel = native(cupy, operations)
+    size = np.int64(8)
 
     def cupy_once() -> None:
-        kernel((1,), (32,), (x, y, np.int64(8)))
+        kernel((1,), (32,), (x, y, size))
         cupy.cuda.get_current_stream().synchronize()
 
     found = {"CuPy RawKernel + sync": timed(cupy_once)}
     assert np.array_equal(cupy.asnumpy(y), expected(np.arange(32, dtype=np.float32), operations))
-    try:
-        import torch
-    except ImportError:
-        return found
-    t = torch.arange(32, dtype=torch.float32, device="cuda")
-
-    def torch_once() -> None:
-        r = t
-        for i in range(operations):
-            r = r + 1.5 if i % 2 else r * 1.5
-        torch.cuda.current_stream().synchronize()
-
-    found["torch eager + sync"] = timed(torch_once)
+    stream = cupy.cuda.Stream(non_blocking=True)
+    values = np.array([x.data.ptr, y.data.ptr, 8], np.uint64)
+    pointers = np.array([values.ctypes.data + 8 * i for i in range(3)], np.uint64)
+    found["C++ launch + sync"] = float(
+        np.median(host.timed("launches", TRIPS, kernel.kernel.ptr, stream.ptr, pointers.ctypes.data))
+    )
+    with stream:
+        stream.begin_capture()
+        kernel((1,), (32,), (x, y, size))
+        graph = stream.end_capture()
+    found["C++ graph + sync"] = float(np.median(host.timed("graphs", TRIPS, graph.graphExec, stream.ptr)))
+    word = engine.pinned_empty(64, np.uint64)
+    word[:] = 0
+    there = engine._pinned.device_address(word)
+    assert there is not None
+    ping = cupy.RawKernel(PING, "ping")
+    with stream:
+        ping((1,), (1,), (np.uint64(there), np.uint64(there + 256), np.uint64(TRIPS)))
+    answered = host.timed("ping", TRIPS, word.ctypes.data, word.ctypes.data + 256)
+    stream.synchronize()
+    found["bare ping-pong of a word, C++"] = float(np.median(answered))
+    found |= torch_peers(operations)
     return found
 
 
-def timed(call: object, count: int = 2000) -> float:
-    taken = []
-    for _ in range(count):
-        began = clock()
-        call()  # type: ignore[operator]
-        taken.append(clock() - began)
-    return statistics.median(taken) / 1000
+def torch_peers(operations: int) -> dict[str, float]:
+    try:
+        import torch
+    except ImportError:
+        return {}
+    t = torch.arange(32, dtype=torch.float32, device="cuda")
+
+    def body() -> Any:
+        r = t
+        for i in range(operations):
+            r = r + 1.5 if i % 2 else r * 1.5
+        return r
+
+    def eager() -> None:
+        body()
+        torch.cuda.current_stream().synchronize()
+
+    found = {"torch eager + sync": timed(eager, 500)}
+    graph = torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        r = body()
+
+    def replay() -> None:
+        graph.replay()
+        torch.cuda.current_stream().synchronize()
+
+    found["torch CUDA graph + sync"] = timed(replay)
+    assert np.array_equal(r.cpu().numpy(), expected(np.arange(32, dtype=np.float32), operations))
+    return found
 
 
 def bound(engine: CudaEngine, operations: int, where: str) -> tuple[Binding, float]:
@@ -100,40 +147,101 @@ def bound(engine: CudaEngine, operations: int, where: str) -> tuple[Binding, flo
 
 
 def run(engine: CudaEngine, report: Report) -> None:
+    host = Host()
     with engine.pause():
-        peers = {n: others(n) for n in (1, 16)}
-    nothing = struct.pack("<16I", 0, 0, 0, 2, *[0] * 12)
+        peers = {n: others(engine, host, n) for n in (1, 16)}
+    ring = engine.residency.ring_address
+    nothing = slot_of(Opcode.NOP, 0, 0, 0)
+    empty = Call(ring, nothing)
     for operations, targets in ((1, ("<= 4.5", "")), (16, ("<= 5.5", "<= 9"))):
         for where in ("device", "host"):
             binding, want = bound(engine, operations, where)
-            base, ours = [], []
-            for _ in range(5):
-                base.append(trips(engine, nothing, 2000))
-                ours.append(trips(engine, binding.slot, 2000, binding.outputs[0], want))
-            beside = {"empty slot": statistics.median(percentile(base, 50)), **peers[operations]}
+            call, output = Call(ring, binding.slot), binding.outputs[0]
+            base, ours, theirs = [], [], []
+            for _ in range(ROUNDS):
+                base.append(trips(engine, empty, TRIPS))
+                ours.append(trips(engine, call, TRIPS, output, want))
+                theirs.append(host.drive(engine, binding.slot, TRIPS, output, want))
+            beside = {"a C++ host, the same kernel": middle(theirs), "a slot that does nothing": middle(base)}
             name = f"gpu: {operations} op on 32 floats, input in {where} memory, publish to result"
             starred = where == "device"
-            report.add(f"{name}, p50", percentile(ours, 50), "us", targets[0] if starred else "", beside, must=starred)
+            report.add(
+                f"{name}, p50", percentile(ours, 50), "us", targets[0] if starred else "",
+                {**beside, **peers[operations]}, must=starred,
+            )  # fmt: skip
             report.add(
                 f"{name}, p99", percentile(ours, 99), "us", targets[1] if starred else "",
-                {"empty slot": statistics.median(percentile(base, 99))}, must=starred and bool(targets[1]),
+                {n: statistics.median(percentile(r, 99)) for n, r in zip(beside, (theirs, base), strict=True)},
+                must=starred and bool(targets[1]),
             )  # fmt: skip
-    binding, want = bound(engine, 1, "device")
-    lapsed = []
-    for _ in range(300):
-        engine.residency.leave()
-        lapsed.append(float(trips(engine, binding.slot, 1, binding.outputs[0], want)[0]) / 1000)
-    report.add("gpu: the same after the lease has lapsed, p50", lapsed, "us", "", peers[1])
-    back = []
-    for _ in range(200):
-        trips(engine, nothing, 20)
-        began = clock()
-        with engine.pause():
-            pass
-        trips(engine, nothing, 1)
-        back.append((clock() - began) / 1e6)
-    report.add("gpu: asked to leave -> back and serving (no other code loaded), p50", back, "ms", "<= 0.3")
+            ratios = [float(np.median(a) / np.median(b)) for a, b in zip(ours, theirs, strict=True)]
+            report.add(f"{name}, over a C++ host", ratios, "x", "<= 1.3" if starred else "", must=starred)
+    with engine.pause():
+        sessions(report)
+    lapsed(engine, report, peers[1])
+    leaving(engine, report, empty)
     never(engine, report)
+
+
+def sessions(report: Report) -> None:
+    """What users write: a bound program of a session."""
+    import vyre
+
+    x = np.arange(1, 33, dtype=np.float32)
+    with vyre.open("cuda") as session:
+        for where, given in (("host", x), ("device", cupy.asarray(x))):
+            out = np.empty_like(x) if where == "host" else cupy.empty(32, cupy.float32)
+            program = session.bind(chain(16), x=given, out=out)
+            runs = []
+            for _ in range(ROUNDS):
+                taken = np.empty(TRIPS)
+                for i in range(TRIPS):
+                    began = clock()
+                    program.run()
+                    taken[i] = clock() - began
+                runs.append(taken[TRIPS // 10 :] / 1000)
+            assert np.array_equal(cupy.asnumpy(out), expected(x, 16))
+            program.close()
+            for q in (50, 99):
+                report.add(
+                    f"gpu: session.bind(16 ops on 32 floats in {where} memory).run(), p{q}", percentile(runs, q), "us"
+                )
+
+
+def lapsed(engine: CudaEngine, report: Report, peers: dict[str, float]) -> None:
+    """The first item after the kernel has gone."""
+    binding, want = bound(engine, 1, "device")
+    call = Call(engine.residency.ring_address, binding.slot)
+    taken = []
+    for _ in range(400):
+        engine.residency.leave()
+        engine.device.wait_for(engine.device.stream)
+        taken.append(float(trips(engine, call, 1, binding.outputs[0], want)[0]))
+    report.add(
+        "gpu: the same after the lease has lapsed, p50", taken, "us", f"<= {2 * peers['C++ launch + sync']:.3g}", peers
+    )
+
+
+def leaving(engine: CudaEngine, report: Report, empty: Call) -> None:
+    """Asked to leave, other code loaded, back and serving."""
+    cu, dev = engine.device.cu, engine.device
+    cubin = other_code(dev.arch)
+    for loads in (False, True):
+        back = []
+        for _ in range(200):
+            trips(engine, empty, 20)
+            began = clock()
+            with engine.pause():
+                if loads:
+                    module = dev.call("load other code", cu.cuModuleLoadData(cubin))
+                    dev.call("find it", cu.cuModuleGetFunction(module, b"other0"))
+            trips(engine, empty, 1)
+            back.append((clock() - began) / 1e6)
+            if loads:
+                with engine.pause():
+                    dev.call("unload it", cu.cuModuleUnload(module))
+        what = f"a module of {len(cubin) / 1024:.0f} KB loaded" if loads else "nothing loaded"
+        report.add(f"gpu: asked to leave -> {what} -> back and serving, p50", back, "ms", "<= 0.3" if loads else "")
 
 
 def never(engine: CudaEngine, report: Report) -> None:
