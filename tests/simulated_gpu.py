@@ -211,7 +211,7 @@ def simulated() -> Iterator[None]:
 
     with (
         mock.patch.object(engine, "Device", SimulatedDevice),
-        mock.patch.object(engine, "compile_kernel", return_value=b""),
+        mock.patch.object(engine, "kernel_for", return_value=(b"", None)),
         mock.patch.object(SessionCudaEngine, "__init__", init),
     ):
         yield
