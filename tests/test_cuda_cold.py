@@ -51,13 +51,13 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> Compiler:
 
 def test_a_second_start_compiles_nothing_and_says_nothing(compiler, tmp_path, caplog):
     compiler.kept[False] = b"optimised"
-    assert kernel_for(90, Store(tmp_path), 5) == (b"optimised", None)
+    assert kernel_for(90, Store(tmp_path), 5, True) == (b"optimised", None)
     assert (compiler.compiled, compiler.launched, caplog.text) == ([], [], "")
 
 
 def test_a_first_start_serves_with_a_quick_kernel_while_another_process_compiles(compiler, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
-        kernel, successor = kernel_for(90, Store(tmp_path), 5)
+        kernel, successor = kernel_for(90, Store(tmp_path), 5, True)
     assert kernel == b"quick"
     assert compiler.compiled == [True]
     assert "compiling the kernel for sm_90 quickly" in caplog.text
@@ -72,19 +72,22 @@ def test_a_first_start_serves_with_a_quick_kernel_while_another_process_compiles
 
 
 def test_a_compilation_that_fails_leaves_the_quick_kernel_in_place(compiler, tmp_path):
-    _, successor = kernel_for(90, Store(tmp_path), 5)
+    _, successor = kernel_for(90, Store(tmp_path), 5, True)
     compiler.ended = 1
     assert successor.arrived() is None
     assert successor.is_over
 
 
-@pytest.mark.parametrize("why", ["no store", "an old NVRTC", "no interpreter"])
+@pytest.mark.parametrize("why", ["no store", "an old NVRTC", "no interpreter", "nobody wants it"])
 def test_where_there_can_be_no_successor_the_optimised_kernel_is_compiled_at_once(compiler, tmp_path, monkeypatch, why):
     if why == "an old NVRTC":
         monkeypatch.setattr(cold, "can_be_quick", lambda: False)
     if why == "no interpreter":
         monkeypatch.setattr(cold.sys, "executable", "")
-    assert kernel_for(90, None if why == "no store" else Store(tmp_path), 5) == (b"optimised", None)
+    assert kernel_for(90, None if why == "no store" else Store(tmp_path), 5, why != "nobody wants it") == (
+        b"optimised",
+        None,
+    )
     assert compiler.compiled == [False]
     assert compiler.launched == []
 

@@ -231,6 +231,7 @@ def main() -> None:
     parser.add_argument("--peers", default="torch,jax", help="which of them, besides NumPy")
     given = parser.parse_args()
     with vyre.open("cuda") as session:
+        session.engine.wait_until_optimised()  # type: ignore[attr-defined]
         report = Report(session.engine, given.commit)  # type: ignore[arg-type]
         print((__doc__ or "").splitlines()[0])
         print(report.machine, report.commit)

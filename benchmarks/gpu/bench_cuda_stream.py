@@ -82,6 +82,7 @@ class Bench:
         self.report = report
         self.cupy = cupy
         self.session = vyre.open("cuda")
+        self.session.engine.wait_until_optimised()  # type: ignore[attr-defined]
         self.threads = c_threads(folder)
         self.files = {"disk": folder / "x.f32", "tmpfs": Path("/dev/shm") / f"vyre-bench-{os.getpid()}.f32"}
         block = np.random.default_rng(7).random(16 << 20, np.float32)

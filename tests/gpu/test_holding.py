@@ -133,7 +133,7 @@ def test_sigkill_leaves_a_gpu_that_the_next_process_can_use_at_once():
 def test_the_quick_kernel_gives_the_bits_of_the_optimised_one(monkeypatch):
     from vyre.engines import differential
 
-    def quick(arch: int, store: Store, blocks: int) -> tuple[bytes, None]:
+    def quick(arch: int, store: Store, blocks: int, quick_start: bool) -> tuple[bytes, None]:
         return compile_kernel(arch, store, blocks, quick=True), None
 
     monkeypatch.setattr(engine_module, "kernel_for", quick)

@@ -72,7 +72,7 @@ def _cuda(
         from vyre.engines.cuda.items import SessionCudaEngine
         from vyre.store import Store
 
-        options: dict[str, Any] = {"resident": resident, "store": Store()}
+        options: dict[str, Any] = {"resident": resident, "store": Store(), "quick_start": True}
         if idle_s is not None:
             options["grace_s"] = idle_s
         if stay_s is not None:

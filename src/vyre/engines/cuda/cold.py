@@ -23,15 +23,16 @@ log: Final = logging.getLogger("vyre")
 LOOK_EVERY_S: Final = 0.1
 
 
-def kernel_for(arch: int, store: Store | None, blocks: int) -> tuple[bytes, Successor | None]:
+def kernel_for(arch: int, store: Store | None, blocks: int, quick_start: bool) -> tuple[bytes, Successor | None]:
     """The best kernel that is to be had at once, and who brings a better one; None when there is none better.
 
-    Without a store, or with an NVRTC that has no quick way, the optimised kernel is compiled here and now.
+    Where nobody wants a quick start, without a store, or with an NVRTC that has no quick way, the optimised kernel is
+    compiled here and now.
     """
     kept = kept_kernel(arch, store, blocks)
     if kept is not None:
         return kept, None
-    if store is None or store.root is None or not sys.executable or not can_be_quick():
+    if not quick_start or store is None or store.root is None or not sys.executable or not can_be_quick():
         log.warning("vyre: compiling the GPU kernel for sm_%d, which takes about ten seconds", arch)
         return compile_kernel(arch, store, blocks), None
     log.warning(

@@ -69,6 +69,8 @@ class CudaEngine:
         grace_s, stay_s: how long a stay waits for work, and how long it lasts at most (decision 25).
         blocks: per multiprocessor, of the resident grid; 0 takes the architecture's default.
         resident: False: the kernel is launched for what is published and leaves when that is done.
+        quick_start: where no kernel is kept, begin with one that compiles quickly and change to the optimised one later;
+            False compiles that one at once.
     Raises:
         EngineUnavailable: package, driver or device is missing; the message says which and how to get it.
     """
@@ -87,10 +89,11 @@ class CudaEngine:
         hard_s: float = 30.0,
         blocks: int = 0,
         resident: bool = True,
+        quick_start: bool = False,
     ) -> None:
         self.device = dev = Device(device)
         per_sm = blocks or blocks_per_multiprocessor(dev.arch)
-        cubin, successor = kernel_for(dev.arch, store, per_sm)
+        cubin, successor = kernel_for(dev.arch, store, per_sm, quick_start)
         shared = min(dev.shared_per_multiprocessor // per_sm - dev.shared_reserved, dev.shared_per_block)
         shared = shared // 512 * 512
         dev.load(cubin, ENTRY, shared)
@@ -479,6 +482,13 @@ class CudaEngine:
     def ping(self, timeout_s: float) -> float | None:
         """Seconds from publishing a slot while the kernel is resident to its record; None: not in that time."""
         return self.residency.ping(timeout_s)
+
+    def wait_until_optimised(self, timeout_s: float = 60.0) -> bool:
+        """After a quick start: wait until the optimised kernel serves. False when it does not in time."""
+        end = time.monotonic() + timeout_s
+        while self.residency.chore is not None and time.monotonic() < end:
+            time.sleep(0.01)
+        return self.residency.chore is None
 
     def make_finite(self) -> None:
         """From now on the kernel is launched for what is published and leaves when that is done."""
