@@ -56,7 +56,8 @@ def test_a_file_of_any_batches_gives_the_bits_that_its_columns_in_memory_give(tm
     assert found.value.tobytes() == right.value.tobytes()
     assert found["total"] == right["total"]
     assert found.report.bytes == COUNT * 12
-    assert found.report.copies == {}
+    assert sum(found.report.copies.values()) == 0
+    assert [note.split(":")[0] for note in found.report.notes[:2]] == ["price", "size"]  # two columns of one file
 
 
 @pytest.mark.parametrize("memory", [m for m in MemType if m not in (MemType.bf16, MemType.bool)])
@@ -156,6 +157,9 @@ def test_files_of_all_formats_are_one_stream(tmp_path):
         both = vyre.expression("x+y", types={"x": "f64", "y": "f64"})
         write(tmp_path / "y.arrow", pa.table({"y": x}), 1_000)
         assert session.run(both, x=paths, y=tmp_path / "y.arrow").value.tobytes() == (x + x).tobytes()
+        worths = [write(tmp_path / f"w{i}.arrow", table(), 999) for i in range(2)]
+        assert session.run(worth, worths).report.elements == 2 * COUNT
+        assert session.run(worth, Column(worths[0])).report.elements == COUNT
         with pytest.raises(BindError, match="'x' has 4001 elements and 'y' has 9000"):
             session.run(both, x=paths[:3], y=tmp_path / "y.arrow")
 

@@ -60,6 +60,17 @@ def _versions() -> Iterator[Finding]:
         yield Finding("system", "limited", f"{system}: the cpu and cuda engines are tested on Linux x86-64 only")
 
 
+def _arrow() -> Iterator[Finding]:
+    """What reads and writes Arrow files and tables: an extra."""
+    from importlib import metadata
+
+    try:
+        yield Finding("Arrow", "ok", f"pyarrow {metadata.version('pyarrow')}")
+    except metadata.PackageNotFoundError:
+        words = "no pyarrow: no Arrow files, no tables of Polars and their like"
+        yield Finding("Arrow", "missing", words, "pip install 'vyre-runtime[arrow]'")
+
+
 def _processor() -> Iterator[Finding]:
     from vyre.bench.schema import machine
 
@@ -166,6 +177,7 @@ def _store() -> Iterator[Finding]:
 
 PROBES: Final[tuple[Callable[[], Iterator[Finding]], ...]] = (
     _versions,
+    _arrow,
     _processor,
     _engine_reference,
     _engine_cpu,

@@ -177,9 +177,9 @@ def with_inputs(loaded: Loaded, inputs: Any, named: Mapping[str, Any]) -> dict[s
     streams = loaded.program.inputs
     if is_table(inputs):
         return {**columns_of(inputs, [stream.name for stream in streams if stream.name not in named]), **named}
-    if len(streams) > 1 and (isinstance(inputs, str) or hasattr(inputs, "__fspath__")):
-        column = Column(inputs)
-        if has_names(column):
+    if len(streams) > 1:
+        column = Column(inputs) if are_paths(inputs) else inputs if isinstance(inputs, Column) else None
+        if column is not None and column.field is None and has_names(column):
             return with_inputs(loaded, {stream.name: column for stream in streams}, named)
     if len(streams) != 1:
         names = ", ".join(s.name for s in streams) or "none"
@@ -198,15 +198,20 @@ def any_in_files(loaded: Loaded, named: Mapping[str, Any]) -> bool:
         value = named.get(stream.name)
         if type(value) is np.ndarray:
             continue
-        if isinstance(value, (str, Column)) or hasattr(value, "__fspath__"):
-            return True
-        if (
-            isinstance(value, (list, tuple))
-            and value
-            and all(isinstance(v, str) or hasattr(v, "__fspath__") for v in value)
-        ):
+        if isinstance(value, Column) or are_paths(value):
             return True
     return False
+
+
+def are_paths(value: object) -> bool:
+    """True for a path and for a list of paths."""
+    if isinstance(value, str) or hasattr(value, "__fspath__"):
+        return True
+    return (
+        isinstance(value, (list, tuple))
+        and bool(value)
+        and all(isinstance(v, str) or hasattr(v, "__fspath__") for v in value)
+    )
 
 
 def any_in_chunks(loaded: Loaded, named: Mapping[str, Any]) -> bool:

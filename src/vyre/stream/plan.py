@@ -245,6 +245,8 @@ class Plan:
         first = decisions[0]
         size = sum(d.extent.bytes for d in decisions)
         who = first.file.path if len(decisions) == 1 else f"{first.file.path} and {len(decisions) - 1} more files"
+        if any(d.file.path == first.file.path and d.strip != first.strip for d in self.files):
+            who = f"{first.strip}: {who}"  # several columns of one file
         how = first.rung.value
         if first.rung in _COLD:
             chunk = min(self.chunk_elements, max(self._source.count, 1)) * self._source.strips[first.strip].width
