@@ -8,6 +8,7 @@ import pytest
 import vyre
 from simulated_gpu import simulated
 from vyre.engines.cuda.items import SessionCudaEngine
+from vyre.engines.cuda.memory import Pieces
 from vyre.engines.differential import difference
 from vyre.program import bytecode
 
@@ -51,12 +52,18 @@ def test_a_program_from_a_file_runs_where_its_inputs_are_pinned_and_where_they_a
 def test_what_is_unbound_and_unloaded_makes_room_for_what_comes(engine):
     expression = vyre.expression("a + 1", {"a": vyre.f32})
     a = np.arange(5000, dtype=np.float32)
+    pools = (engine.arena._pieces, engine._pinned._chunks[0].pieces)
+    for pieces in pools:
+        pieces.settle()
+    before = [list(pieces.free) for pieces in pools]
     for _ in range(2_000):
         opcode = engine.load(expression.verified)
         binding = engine.bind(opcode, [a])
         engine.unbind(binding)
         engine.unload(opcode)
-    assert len(engine.arena._pieces.free) < 10
+    for pieces in pools:
+        pieces.settle()
+    assert [list(pieces.free) for pieces in pools] == before
     assert len(engine._pinned.chunks) == 1
 
 
@@ -71,3 +78,15 @@ def test_a_session_runs_bytecode_expressions_sums_and_tables(session):
         x[:] = i
         bound.run()
         assert (out == i + 1).all()
+
+
+def test_pieces_that_wait_for_their_size_are_joined_when_another_size_needs_the_room():
+    pieces = Pieces(64 * 256)
+    places = [pieces.cut(256) for _ in range(64)]
+    assert pieces.cut(1) is None
+    for at in places:
+        pieces.give_back(at)
+    assert pieces.cut(64 * 256) == 0
+    pieces.give_back(0)
+    pieces.settle()
+    assert pieces.free == [(0, 64 * 256)]

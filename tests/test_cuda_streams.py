@@ -139,6 +139,7 @@ def test_many_streams_one_after_the_other_use_one_registered_pool(session, tmp_p
     session.run(program, x=path)
     engine = session.engine
     registrations, fds = engine.device.registrations, len(os.listdir("/proc/self/fd"))
+    engine.arena._pieces.settle()
     arena, threads = list(engine.arena._pieces.free), threading.active_count()
     for k in range(100):
         with session.stream(program, x=path, chunk=1024) as stream:
@@ -146,6 +147,7 @@ def test_many_streams_one_after_the_other_use_one_registered_pool(session, tmp_p
                 assert part.value[0] % 1024 == 1
     assert engine.device.registrations == registrations
     assert len(os.listdir("/proc/self/fd")) == fds
+    engine.arena._pieces.settle()
     assert list(engine.arena._pieces.free) == arena
     assert threading.active_count() <= threads + 1  # a stay of the stand-in
 

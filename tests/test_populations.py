@@ -203,9 +203,9 @@ def test_batches_larger_than_the_ring_and_the_staging_are_cut(monkeypatch):
             named = {s.name: arrays[s.name] for s in program.inputs}
             assert np.array_equal(found[i], vyre.run(program, engine="reference", **named).value)
         assert all(np.array_equal(t.result(1.0).value, arrays["a"] + 1) for t in tickets)
-        free = [list(p.free) for p in (session.engine.arena._pieces, session.engine._pinned._chunks[0].pieces)]
+        taken = [dict(p.taken) for p in (session.engine.arena._pieces, session.engine._pinned._chunks[0].pieces)]
         session.run_many(population, arrays)
-        assert [list(p.free) for p in (session.engine.arena._pieces, session.engine._pinned._chunks[0].pieces)] == free
+        assert [p.taken for p in (session.engine.arena._pieces, session.engine._pinned._chunks[0].pieces)] == taken
 
 
 def test_numbers_of_closed_populations_are_used_again():

@@ -173,12 +173,12 @@ def test_a_registered_pool_survives_a_hundred_streams_without_a_leak(session, fo
 
     def state() -> tuple[object, ...]:
         free = engine.device.call("memory", cu.cuMemGetInfo())[0]
-        pinned = tuple(tuple(c.pieces.free) for c in engine._pinned._chunks)
+        pinned = tuple(dict(c.pieces.taken) for c in engine._pinned._chunks)
         return (
             len(os.listdir("/proc/self/fd")),
             threading.active_count(),
             free,
-            tuple(engine.arena._pieces.free),
+            dict(engine.arena._pieces.taken),
             pinned,
         )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Final
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from vyre.engines.cuda import abi
 from vyre.engines.cuda.caller import Call
 from vyre.engines.cuda.driver import Device
-from vyre.engines.cuda.memory import Chunk, Pool
+from vyre.engines.cuda.memory import Pool
 from vyre.engines.cuda.residency import Residency
 from vyre.engines.device_array import DeviceArray, is_on_device
 from vyre.errors import ArenaFull, BindError, Fault
@@ -92,34 +92,15 @@ def _packer(count: int) -> Callable[..., bytes]:
     return struct.Struct(f"<{count}Q").pack
 
 
-class _Layout:
-    """What a binding needs, while it is put together.
+class _Own:
+    """What a binding holds on to, while it is made."""
 
-    Attributes:
-        words: two per operand: address, then extent | dtype << 32.
-        inside: positions in ``words`` of offsets into the piece, whose address is not known yet.
-        need: bytes of the piece so far.
-        copies: what is copied into the piece: offset, array, and whether it is an input.
-    """
-
-    __slots__ = ("copies", "copies_back", "inside", "need", "owners", "pieces", "words")
+    __slots__ = ("copies_back", "owners", "pieces")
 
     def __init__(self) -> None:
-        self.words: list[int] = []
-        self.inside: list[int] = []
-        self.need = 0
-        self.copies: list[tuple[int, NDArray[Any]]] = []
         self.copies_back: list[tuple[NDArray[Any], int]] = []
         self.pieces: list[tuple[Pool, int]] = []
         self.owners: list[Any] = []
-
-    def room(self, size: int, extent: int, dtype: int) -> int:
-        """Room in the piece for an operand; its offset."""
-        at = self.need
-        self.need = at + (size + _GRAIN - 1) // _GRAIN * _GRAIN
-        self.inside.append(len(self.words))
-        self.words += (at, extent | dtype << 32)
-        return at
 
 
 class Bindings:
@@ -167,19 +148,27 @@ class Bindings:
         Args:
             unit: of the program's image.
         """
-        layout = _Layout()
-        words = layout.words
-        staged: list[tuple[int, NDArray[Any]] | None] = []
+        # Two words per operand: address, then extent | dtype << 32. What is not in place lies in one piece of pinned memory;
+        # `inside` are the positions of addresses that count from its start.
+        words: list[int] = []
+        inside: list[int] = []
+        need = 0
+        own = _Own()
+        staged: list[Any] = []
         for (name, dtype), value in zip(program.inputs, inputs, strict=True):
             kind = NUMPY[dtype]
-            address = self.in_place(value, kind, count, name)
+            plain = type(value) is np.ndarray and value.base is None
+            address = None if plain else self.in_place(value, kind, count, name)
             if address is None:
-                flat = host_array(value, kind, count, name)
-                staged.append((layout.room(count * kind.itemsize, 1, dtype), flat))
+                exact = plain and value.dtype is kind and value.ndim == 1 and value.size == count
+                staged.append((need, value if exact else host_array(value, kind, count, name)))
+                inside.append(len(words))
+                words += (need, 1 | dtype << 32)
+                need += count * kind.itemsize + _GRAIN - 1 & -_GRAIN
             else:
                 near = 0 if isinstance(value, np.ndarray) else abi.IN_DEVICE_MEMORY
                 words += (address, (address % 16 == 0) | (dtype | near) << 32)
-                layout.owners.append(value)
+                own.owners.append(value)
                 staged.append(None)
         made: list[Any] = []
         for i, (name, dtype) in enumerate(program.outputs):
@@ -187,61 +176,83 @@ class Bindings:
             given = None if outputs is None else outputs[i]
             address = None if given is None else self.in_place(given, kind, count, name)
             if address is None:
-                made.append((layout.room(count * kind.itemsize, 1, dtype), kind))
+                made.append((need, kind))
+                inside.append(len(words))
+                words += (need, 1 | dtype << 32)
+                need += count * kind.itemsize + _GRAIN - 1 & -_GRAIN
             else:
                 words += (address, (address % 16 == 0) | dtype << 32)
-                layout.owners.append(given)
+                own.owners.append(given)
                 made.append(given)
+        copies: list[tuple[int, NDArray[Any]]] = []
         if program.tables:
-            self._tables(program, tables, layout)
+            for extent, held, place in self._tables(program, tables, own):
+                if isinstance(place, np.ndarray):
+                    copies.append((need, place))
+                    inside.append(len(words))
+                    words += (need, extent | held << 32)
+                    need += place.nbytes + _GRAIN - 1 & -_GRAIN
+                else:
+                    words += (place, extent | held << 32)
         emits = []
-        for _, dtype in program.emits:
-            kind = NUMPY[dtype]
-            emits.append((layout.room(count * kind.itemsize, 0, dtype), kind))
-        accs = program.accumulators
+        if program.emits:
+            for _, dtype in program.emits:
+                kind = NUMPY[dtype]
+                emits.append((need, kind))
+                inside.append(len(words))
+                words += (need, dtype << 32)
+                need += count * kind.itemsize + _GRAIN - 1 & -_GRAIN
         tiles = -(-count // TILE)
-        bins = self._histograms(program, layout) if accs else 0
-        at_sums = layout.need + 8 * (len(accs) + bins)
+        accs = len(program.accumulators)
+        at_sums, scratch = need, 0
+        if accs:
+            bins = self._histograms(program, words, own)
+            at_sums += 8 * (accs + bins)
+            if tiles > 1:
+                scratch = self.device_pool.get(8 * accs)
+                own.pieces.append((self.device_pool, scratch))
         at_counts = at_sums + 8 * len(float_sums) * tiles
         chunk, at = self.pinned.cut(at_counts + 4 * len(emits) * tiles + 1)
-        layout.pieces.append((self.pinned, chunk.address + at))
-        scratch = 0
-        if accs and tiles > 1:
-            scratch = self.device_pool.get(8 * len(accs))
-            layout.pieces.append((self.device_pool, scratch))
+        own.pieces.append((self.pinned, chunk.address + at))
         mapped = chunk.device + at
-        for i in layout.inside:
+        for i in inside:
             words[i] += mapped
-        data = _packer(8 + len(words) + len(params))(
-            abi.MAGIC_BINDING | opcode << 32, unit | tiles << 32, base, count, mapped + layout.need, scratch,
-            mapped + at_sums, mapped + at_counts, *words, *params,
-        )  # fmt: skip
         try:
-            number = self.arena.place(data)
+            number = self.arena.place(
+                _packer(8 + len(words) + len(params))(
+                    abi.MAGIC_BINDING | opcode << 32, unit | tiles << 32, base, count, mapped + need, scratch,
+                    mapped + at_sums, mapped + at_counts, *words, *params,
+                )
+            )  # fmt: skip
         except ArenaFull:
-            self.put(layout.pieces)
+            self.put(own.pieces)
             raise
+        for i, pair in enumerate(staged):
+            if pair is not None:
+                offset, flat = pair
+                staged[i] = copy = chunk.array(at + offset, flat.dtype, count)
+                copy[:] = flat
         for i, pair in enumerate(made):
             if type(pair) is tuple:
                 made[i] = chunk.array(at + pair[0], pair[1], count)
         found = Binding(
-            number, opcode, program, base, count, tiles, slot_of(opcode, number, base, count), made,
-            [chunk.array(at + offset, kind, count) for offset, kind in emits], _NO_WORDS, _NO_SUMS, _NO_COUNTS,
-            float_sums, [None if s is None else _copied(chunk, at + s[0], s[1]) for s in staged], layout.copies_back,
-            layout.pieces, layout.owners,
+            number, opcode, program, base, count, tiles, slot_of(opcode, number, base, count), made, [], _NO_WORDS,
+            _NO_SUMS, _NO_COUNTS, float_sums, staged, own.copies_back, own.pieces, own.owners,
         )  # fmt: skip
-        for offset, flat in layout.copies:
-            _copied(chunk, at + offset, flat)
+        for offset, flat in copies:
+            chunk.array(at + offset, flat.dtype, flat.size)[:] = flat
         if accs:
-            found.results = chunk.array(at + layout.need, _U64, len(accs) + bins)
+            found.results = chunk.array(at + need, _U64, (at_sums - need) // 8)
             if float_sums:
                 sums = chunk.array(at + at_sums, _F64, len(float_sums) * tiles)
                 found.tile_sums = sums.reshape(len(float_sums), tiles)
         if emits:
+            found.emits = [chunk.array(at + offset, kind, count) for offset, kind in emits]
             found.emit_counts = chunk.array(at + at_counts, _U32, len(emits) * tiles).reshape(len(emits), tiles)
         return found
 
-    def _tables(self, program: Program, tables: Sequence[Any], layout: _Layout) -> None:
+    def _tables(self, program: Program, tables: Sequence[Any], own: _Own) -> Iterator[tuple[int, int, Any]]:
+        """Extent, memory type, and device address of each table, or the array that is to be copied."""
         for table, value in zip(program.tables, tables, strict=True):
             kind = NUMPY[table.dtype]
             extent = size_of(value)
@@ -252,29 +263,30 @@ class Bindings:
             in_host = atomic and isinstance(value, np.ndarray)
             address = None if in_host else self.in_place(value, kind, extent, table.name)
             if address is not None:
-                layout.owners.append(value)
-            else:
-                flat = host_array(value, kind, extent, table.name)
-                if not atomic:
-                    layout.copies.append((layout.room(flat.nbytes, extent, table.dtype), flat))
-                    continue
-                address = self.device_pool.get(max(flat.nbytes, 16))
-                layout.pieces.append((self.device_pool, address))
-                if extent:
-                    self.device.to_device(address, flat.ctypes.data, flat.nbytes)
-                layout.copies_back.append((value, address))
-            layout.words += (address, extent | table.dtype << 32)
+                own.owners.append(value)
+                yield extent, table.dtype, address
+                continue
+            flat = host_array(value, kind, extent, table.name)
+            if not atomic:
+                yield extent, table.dtype, flat
+                continue
+            address = self.device_pool.get(max(flat.nbytes, 16))
+            own.pieces.append((self.device_pool, address))
+            if extent:
+                self.device.to_device(address, flat.ctypes.data, flat.nbytes)
+            own.copies_back.append((value, address))
+            yield extent, table.dtype, address
 
-    def _histograms(self, program: Program, layout: _Layout) -> int:
+    def _histograms(self, program: Program, words: list[int], own: _Own) -> int:
         """Words of all accumulators; how many bins there are."""
         bins = 0
         for acc in program.accumulators:
             address = 0
             if acc.kind is AccKind.histogram:
                 address = self.device_pool.get(8 * acc.bins)
-                layout.pieces.append((self.device_pool, address))
+                own.pieces.append((self.device_pool, address))
                 bins += acc.bins
-            layout.words += (address, acc.bins)
+            words += (address, acc.bins)
         return bins
 
     def in_place(self, value: Any, kind: np.dtype[Any], count: int, name: str) -> int | None:
@@ -315,12 +327,6 @@ def fault_of(code: int, pc: int, element: int) -> Fault:
         None if pc == NO_PC else int(pc),
         None if element == NO_ELEMENT else int(element),
     )
-
-
-def _copied(chunk: Chunk, at: int, flat: NDArray[Any]) -> NDArray[Any]:
-    copy = chunk.array(at, flat.dtype, flat.size)
-    copy[:] = flat
-    return copy
 
 
 def size_of(value: Any) -> int:

@@ -18,20 +18,40 @@ from numpy.typing import NDArray
 from vyre.errors import ArenaFull
 
 ALIGN: Final = 256
+WAITING: Final = 32
+"""Pieces of one size that are not joined at once, and how large they are at the most."""
+WAITING_BYTES: Final = 16 << 10
 _Byte: Final = ctypes.c_ubyte
 
 
 class Pieces:
-    """A range of bytes from which pieces are cut. Free pieces are kept sorted and joined with their neighbours."""
+    """A range of bytes from which pieces are cut.
+
+    Free pieces are kept sorted and joined with their neighbours; but the last few of each size that came back wait for the
+    next one who wants that size, which is the common case of small ones.
+    """
 
     def __init__(self, size: int, align: int = ALIGN) -> None:
         self.align = align
         self.free: list[tuple[int, int]] = [(0, size)]
         self.taken: dict[int, int] = {}
+        self._waiting: dict[int, list[int]] = {}
 
     def cut(self, size: int) -> int | None:
         """Offset of a piece of at least ``size`` bytes, or None."""
         size = -(-size // self.align) * self.align or self.align
+        waiting = self._waiting.get(size)
+        if waiting:
+            at = waiting.pop()
+            self.taken[at] = size
+            return at
+        found = self._cut(size)
+        if found is None and self._waiting:
+            self.settle()
+            found = self._cut(size)
+        return found
+
+    def _cut(self, size: int) -> int | None:
         for i, (at, room) in enumerate(self.free):
             if room >= size:
                 if room == size:
@@ -44,6 +64,24 @@ class Pieces:
 
     def give_back(self, at: int) -> None:
         size = self.taken.pop(at)
+        waiting = self._waiting.get(size)
+        if size > WAITING_BYTES:
+            self._join(at, size)
+        elif waiting is None:
+            self._waiting[size] = [at]
+        elif len(waiting) < WAITING:
+            waiting.append(at)
+        else:
+            self._join(at, size)
+
+    def settle(self) -> None:
+        """Join all pieces that wait with their neighbours."""
+        for size, places in self._waiting.items():
+            for at in places:
+                self._join(at, size)
+        self._waiting.clear()
+
+    def _join(self, at: int, size: int) -> None:
         i = bisect.bisect(self.free, (at, 0))
         if i < len(self.free) and self.free[i][0] == at + size:
             size += self.free.pop(i)[1]
