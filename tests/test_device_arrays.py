@@ -235,9 +235,11 @@ def test_each_start_waits_for_the_producers_anew():
     value = Dlpack()
     waited: list[list[DeviceArray]] = []
     engine = SimpleNamespace(
-        bind=lambda *_: SimpleNamespace(inputs=[None], slot=b""),
+        bind=lambda *_: SimpleNamespace(
+            inputs=[None], outputs=[], slot=bytes(64), copies_back=[], program=SimpleNamespace(accumulators=())
+        ),
         program=lambda _: SimpleNamespace(inputs=[stream()]),
-        residency=SimpleNamespace(publish=lambda _: 3),
+        residency=SimpleNamespace(start=lambda *_: True, ring_address=0),
         wait_for_producers=waited.append,
     )
     a = DeviceArray(value, "x", OURS)
