@@ -115,7 +115,10 @@ class World:
         self._choose = choose
         self._clock = 0
         self.constants: list[tuple[int, int]] = []
+        """[low, high) of what cannot be noticed by others: constants, and words that only one thread uses."""
         self.check: Callable[[World], None] | None = None
+        self.system: Callable[[str, tuple[int, ...]], tuple[int, list[tuple[int, int]]]] | None = None
+        """System calls: the result, and the u64 words that the kernel wrote for the caller, as (address, value)."""
 
     # --- set up ---------------------------------------------------------------------------------------------------
 
@@ -195,7 +198,7 @@ class World:
     def _is_private(self, name: str, args: tuple[int, ...]) -> bool:
         if name.startswith("load"):
             return any(low <= args[0] < high for low, high in self.constants)
-        return name.startswith("store") or name in ("set_float_mode", "restore_float_mode", "ticks", "now_ns")
+        return name.startswith("store") or name in _PRIVATE
 
     def _load(self, t: _Thread, address: int, size: int) -> int:
         cells = [self.memory.get(address + i, 0) for i in range(size)]
@@ -225,6 +228,9 @@ class World:
             if "seqcst" in name:
                 self._drain(t)
             return self._load(t, args[0], size)
+        if name.startswith("store") and any(low <= args[0] < high for low, high in self.constants):
+            self.poke(args[0], args[1] & (1 << 8 * size) - 1, size)
+            return 0
         if name.startswith("store"):
             t.buffer.append((args[0], size, args[1] & (1 << 8 * size) - 1, "release" in name))
             return 0
@@ -249,9 +255,16 @@ class World:
             for s in woken:
                 s.asleep = None
             return 0
-        if name in ("ticks", "now_ns"):
+        if name in ("ticks", "now_ns", "thread_ns"):
             self._clock += 1
             return self._clock
+        if name == "signed_less":
+            return int((args[0] ^ 1 << 63) < (args[1] ^ 1 << 63))
+        if name in ("pread", "will_need", "io_uring_enter"):
+            assert self.system is not None, f"{name} without a system"
+            result, written = self.system(name, args)
+            t.buffer += [(address, 8, value, False) for address, value in written]
+            return result
         assert name in ("set_float_mode", "restore_float_mode"), name
         return 0
 
@@ -322,4 +335,7 @@ class _Schedule:
         return pick
 
 
+_PRIVATE = frozenset(
+    ("set_float_mode", "restore_float_mode", "ticks", "now_ns", "thread_ns", "signed_less", "will_need")
+)
 assert "load64" in INTRINSICS

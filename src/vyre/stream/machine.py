@@ -118,6 +118,7 @@ _PLAIN: Final[dict[str, Callable[..., int]]] = {
     "load32_acquire": _load32,
     "load64_acquire": _load64,
     "load32_seqcst": _load32,
+    "load64_seqcst": _load64,
     "store32": _store32,
     "store64": _store64,
     "store32_release": _store32,

@@ -27,6 +27,7 @@ from vyre.native import (
     load32_seqcst,
     load64,
     load64_acquire,
+    load64_seqcst,
     now_ns,
     pread,
     signed_less,
@@ -261,7 +262,12 @@ def give_back(pump: int, frame: int) -> None:
     """A consumer has done with a frame: nobody reads its memory, its results were taken."""
     # Pairs with attend: who sees RETURNED may write into the memory.
     store32_release(frame + F_STATE, RETURNED)
-    ring_bell(pump)
+    # Stands between that store and the looks at HELD and OUT; pairs with the pump's announcement of its sleep between its
+    # stores to them and its last look at the frames. A pump that lacks nothing, or that a record will wake, is left alone.
+    fence()
+    if load64_seqcst(pump + P_HELD) != 0:
+        if load64(pump + P_MODE) == SIGNAL or load64_seqcst(pump + P_OUT) == 0:
+            ring_bell(pump)
 
 
 @pump_unit.function
@@ -883,7 +889,7 @@ def pump_turn(pump: int, wait_ns: int) -> int:
             carry_out(request)
             return take_reads(pump)
         if wait_ns != 0:
-            rest(pump, wait_ns)
+            rest(pump, wait_ns, 0)
     return done
 
 
@@ -897,11 +903,14 @@ def account(pump: int, slept: int) -> None:
 
 
 @pump_unit.function
-def rest(pump: int, wait_ns: int) -> None:
-    """Sleep until somebody rings, unless there is something to do after all."""
+def rest(pump: int, wait_ns: int, stopping: int) -> None:
+    """Sleep until somebody rings, unless there is something to do after all, P_STOP not being ``stopping`` included."""
+    # Whoever gives a frame back rings for a pump that is held up. So this one sleeps only if it has said so before its
+    # announcement: a look that finds no frame and only then says so could miss one in between.
+    held = load64(pump + P_HELD)
     bell = load32_acquire(load64(pump + P_BELL))
     fetch_add32(load64(pump + P_WAITERS), 1)
-    if advance(pump) == 0 and load32_acquire(pump + P_STOP) == 0:
+    if advance(pump) == 0 and load64(pump + P_HELD) == held and load32_acquire(pump + P_STOP) == stopping:
         before = now_ns()
         futex_wait(load64(pump + P_BELL), bell, wait_ns)
         account(pump, now_ns() - before)
@@ -988,7 +997,7 @@ def pump_end(pump: int, timeout_ns: int) -> None:
         if load64(pump + P_FLYING) != 0:
             enter(pump, 1, LOOK_NS)
         elif load64(pump + P_QUEUED) != 0:
-            futex_wait(load64(pump + P_BELL), load32_acquire(load64(pump + P_BELL)), BUSY_NS)
+            rest(pump, BUSY_NS, 1)
         else:
             break
     attend(pump)
@@ -1003,8 +1012,4 @@ def pump_end(pump: int, timeout_ns: int) -> None:
 def collect_last(pump: int) -> None:
     """Wait for the items that are with the engine. An engine that stops leaves some where they are."""
     while load64(pump + P_OUT) != 0 and load32_acquire(load64(pump + P_SESSION) + SESSION_STOP) == 0:
-        bell = load32_acquire(load64(pump + P_BELL))
-        fetch_add32(load64(pump + P_WAITERS), 1)
-        if attend(pump) == 0:
-            futex_wait(load64(pump + P_BELL), bell, BUSY_NS)
-        fetch_add32(load64(pump + P_WAITERS), 0 - 1)
+        rest(pump, BUSY_NS, 1)

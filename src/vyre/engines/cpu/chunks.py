@@ -41,6 +41,8 @@ RING_CAPACITY: Final = 128
 FRAMES_MAX: Final = RING_CAPACITY  # so that the ring always has room
 FRAMES_MIN: Final = 4
 """Chunks that may be finished and not yet asked for where each has outputs: what bounds memory when the caller is slow."""
+LARGER: Final = 4
+"""How many times as long chunks of hot files are where they have no outputs, if there are enough of them then."""
 _WAIT_NS: Final = 50_000_000
 
 
@@ -289,6 +291,9 @@ def open_chunks(
             return None
         pool = undo.enter_context(Pool(pool_bytes or DEFAULT_POOL_BYTES))
         plan = Plan.choose(source, pool, io=io, chunk_elements=chunk_elements)  # type: ignore[arg-type]
+        if chunk_elements is None and plan.all_hot and not (program.outputs or program.emits):
+            # Nothing is waited for but totals: fewer parts leave Python less to do, and whoever shares its cores.
+            plan.chunk_elements *= max(1, min(LARGER, source.count // (LARGER * plan.chunk_elements)))
         found = CpuChunks(engine, opcode, source, plan, pool, tables, params)
         undo.pop_all()
         return found
