@@ -26,7 +26,7 @@ from vyre.engines.cuda.lower import _BITS, _INFINITY, _KEYS, NAN_KEYS
 from vyre.engines.reference import execute
 from vyre.errors import StreamError
 from vyre.program.opcodes import TILE, AccKind, FaultCode
-from vyre.ring.layout import NO_ELEMENT, NO_PC, RECORD_DTYPE, SLOT_DTYPE, Status
+from vyre.ring.layout import FLAG_INLINE_PARAMS, INLINE_PARAMS, NO_ELEMENT, NO_PC, RECORD_DTYPE, SLOT_DTYPE, Status
 from vyre.runtime.streaming import combine, identity_of
 
 
@@ -207,6 +207,11 @@ class FakeDevice:
         params = at(
             at_binding + abi.BINDING_HEADER.itemsize + abi.OPERAND.itemsize * number, np.uint64, len(program.params)
         )
+
+        if int(slot["flags"]) & FLAG_INLINE_PARAMS:
+            params = params.copy()
+            own = min(len(params), INLINE_PARAMS)
+            params[:own] = slot["inline"].view(np.uint64)[:own]
 
         def array(i: int, stream: Any, n: int) -> np.ndarray:
             return at(operands["address"][i], engine_module.NUMPY[stream.dtype], n)

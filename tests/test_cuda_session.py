@@ -15,6 +15,7 @@ from fake_gpu import open_fake
 from vyre.errors import Cancelled, Paused, ProgramFault, WaitTimeout
 from vyre.geometry import DispatchConfig
 from vyre.program.opcodes import FaultCode
+from vyre.ring.layout import FLAG_INLINE_PARAMS, SLOT_DTYPE, Status
 
 PLUS = vyre.expression("x + 1", {"x": vyre.i32})
 DIVIDE = vyre.expression("100 // x", {"x": vyre.i32})
@@ -200,6 +201,23 @@ def test_items_that_have_not_begun_at_the_timeout_end_in_fault(slow):
     results = slow.dispatch([(PLUS, {"x": X})] * 50, DispatchConfig(0.05, (1, 1, 1), (64, 1, 1)), on_fault="report")
     assert time.monotonic() - began < 5
     assert results[-1].fault.code == FaultCode.deadline
+
+
+def test_a_slot_may_bring_its_own_first_three_parameters(session):
+    program = vyre.expression("a*x + b*x*x + c - d", dict.fromkeys("xabcd", vyre.f32), params=list("abcd"))
+    x = np.arange(2_000, dtype=np.float32)
+    item = session.bind(program, x=x, a=1.0, b=2.0, c=3.0, d=4.0)._item
+    plain = np.frombuffer(item.prepared(), SLOT_DTYPE).copy()
+    own = plain.copy()
+    own["flags"] = FLAG_INLINE_PARAMS
+    bits = np.zeros(6, np.uint32)
+    bits[::2] = np.array([10, 20, 30], np.float32).view(np.uint32)
+    own["inline"] = bits
+    for slot, (a, b, c) in ((plain, (1, 2, 3)), (own, (10, 20, 30)), (plain, (1, 2, 3))):
+        record = session.dispatch(slot)[0]
+        assert record["status"] == Status.DONE
+        found = item._binding.outputs[0]
+        np.testing.assert_array_equal(found, (a * x + b * x * x + np.float32(c) - 4).astype(found.dtype))
 
 
 # --- pause ----------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import vyre
 from vyre.errors import Cancelled, ProgramFault, WaitTimeout
 from vyre.geometry import LaunchGeometry
 from vyre.program.opcodes import FaultCode
+from vyre.ring.layout import FLAG_INLINE_PARAMS, SLOT_DTYPE, Status
 
 try:
     _session = vyre.open("cuda")
@@ -156,3 +157,26 @@ def test_the_kernel_is_fed_while_it_runs(session):
     took = session.engine.ping(0.2)
     assert took is not None
     assert took < 0.001
+
+
+@pytest.mark.parametrize("count", [32, 2_000, 300_000], ids=["a lone item", "two tiles", "many tiles"])
+def test_a_slot_may_bring_its_own_first_three_parameters(session, count):
+    program = vyre.expression("a*x + b*x*x + c - d", dict.fromkeys("xabcd", vyre.f32), params=list("abcd"))
+    x = np.arange(count, dtype=np.float32) % 64
+    item = session.bind(program, x=x, a=1.0, b=2.0, c=3.0, d=4.0)._item
+    plain = np.frombuffer(item.prepared(), SLOT_DTYPE).copy()
+    rng = np.random.default_rng(count)
+    for _ in range(200):
+        slot, (a, b, c) = plain.copy(), (1, 2, 3)
+        if rng.random() < 0.5:
+            a, b, c = (int(n) for n in rng.integers(0, 100, 3))
+            slot["flags"] = FLAG_INLINE_PARAMS
+            bits = np.zeros(6, np.uint32)
+            bits[::2] = np.array([a, b, c], np.float32).view(np.uint32)
+            slot["inline"] = bits
+        engine = session.engine
+        first = engine.submit_batch(slot) if rng.random() < 0.5 else engine.residency.publish(slot.tobytes())
+        engine.wait(first, 1, 10)
+        assert engine.completions(first, 1)["status"][0] == Status.DONE
+        found = item._binding.outputs[0]
+        np.testing.assert_array_equal(found, (a * x + b * x * x + np.float32(c) - 4).astype(found.dtype))

@@ -90,6 +90,7 @@ SLOT: Final = {
     "inline": Word(10, "host", "arguments 6-11: parameters 0 to 2, 8 bytes each, when FLAG_INLINE_PARAMS is set"),
 }
 FLAG_INLINE_PARAMS: Final = 1
+INLINE_PARAMS: Final = 3
 FLAG_PART: Final = 2  # part of a stream: leave tile sums unfolded, the reader folds them in order
 
 SLOT_DTYPE: Final = np.dtype(

@@ -67,14 +67,13 @@ from vyre.engines.cpu.state import (
     W_ROWS,
 )
 from vyre.native import Unit, call_handler, copy, fence, fetch_add64, load32, load64, pread, signed_less, store64, zero
-from vyre.ring.layout import FLAG_INLINE_PARAMS, SLOT, OperandKind
+from vyre.ring.layout import FLAG_INLINE_PARAMS, INLINE_PARAMS, SLOT, OperandKind
 from vyre.ring.waiting import waiting
 
 IN_FILE = OperandKind.FILE
 KIND_MASK = (1 << ROW_WIDTH_SHIFT) - 1
 S_FLAGS = 4 * SLOT["flags"].at
 S_INLINE = 4 * SLOT["inline"].at
-INLINE_PARAMS = 3
 TILE_SHIFT = 10
 CACHE_LINE = 64
 

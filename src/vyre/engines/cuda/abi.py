@@ -147,7 +147,8 @@ JOB: Final = np.dtype(
         ("tiles", "<u8"),
         ("started", "<u8"),
         ("shift", "<u8"),
-        ("pad", "<u8", (5,)),
+        ("flags", "<u8"),
+        ("pad", "<u8", (4,)),
     ]
 )
 assert JOB.itemsize == 128

@@ -5,8 +5,9 @@ case H_NOP: break;
 case H_POOL32: { u32 v = (u32)((const u64*)f.pool)[r.w & 0xFFFF]; EACH a[j] = v; } break;
 case H_POOL64: { u64 v = ((const u64*)f.pool)[r.w & 0xFFFF]; EACH w[j] = v; } break;
 #define PARAMETERS ((const u64*)(f.operands + 16ull * (f.io + f.tables + f.emits + f.accumulators)))
-case H_PARAM32: { u32 v = (u32)PARAMETERS[r.w & 0xFFFF]; EACH a[j] = v; } break;
-case H_PARAM64: { u64 v = PARAMETERS[r.w & 0xFFFF]; EACH w[j] = v; } break;
+#define PARAMETER(i) (is_inline(f.item.flags, i) ? inline_parameter(f.item.sequence, i) : PARAMETERS[i])
+case H_PARAM32: { u32 v = (u32)PARAMETER(r.w & 0xFFFF); EACH a[j] = v; } break;
+case H_PARAM64: { u64 v = PARAMETER(r.w & 0xFFFF); EACH w[j] = v; } break;
 case H_INDEX: { EACH w[j] = ELEMENT(j); } break;
 case H_SELECT32: {
   u32 c[8];

@@ -227,6 +227,7 @@ D_CALL void take_part(u32 base_at, u64 sequence, bool opener) {
         if (lane == 0) {
           f.item.sequence = job->sequence; f.item.first = job->first; f.item.count = job->count;
           f.item.opcode = job->opcode; f.item.binding = job->binding; f.item.started = job->started;
+          f.item.flags = job->flags;
           f.set_up = 0;
         }
         __syncwarp();
@@ -302,6 +303,7 @@ D_CALL void open_job(u32 base_at, u64 tiles) {
     // Many tiles are drawn four at a time: the counter is one word for all.
     job->shift = tiles > 32ull * gridDim.x * (blockDim.x / 32) ? 2 : 0;
     job->started = f.item.started;
+    job->flags = f.item.flags;
   }
   __syncwarp();
   fence_gpu();
@@ -317,9 +319,11 @@ D_CALL void open_job(u32 base_at, u64 tiles) {
 D void take_item(u32 base_at, u64 sequence, uint4 words, u64 started) {
   Frame& f = SHARED(Frame, base_at);
   const u32 lane = threadIdx.x & 31;
-  u32 opcode = __shfl_sync(FULL, words.y, 0), count_high = __shfl_sync(FULL, words.x, 2);
+  u32 opcode = __shfl_sync(FULL, words.y, 0), count_high = __shfl_sync(FULL, words.x, 2), flags = __shfl_sync(FULL, words.y, 2);
   if (lane == 1) {
-    if (f.item.opcode != opcode || f.item.binding != words.x) f.set_up = 0;
+    const u32 mine = (flags | f.item.flags) & FLAG_INLINE_PARAMS;  // of this item, or left by the last one
+    if (f.item.opcode != opcode || f.item.binding != words.x || mine) f.set_up = 0;
+    f.item.flags = flags;
     f.item.sequence = sequence;
     f.item.opcode = opcode;
     f.item.binding = words.x;
@@ -327,7 +331,6 @@ D void take_item(u32 base_at, u64 sequence, uint4 words, u64 started) {
     f.item.count = join(words.w, count_high);
     f.item.started = started;
   }
-  if (lane == 2) f.item.flags = words.y;
   __syncwarp();
 }
 

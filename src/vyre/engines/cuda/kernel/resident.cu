@@ -150,7 +150,8 @@ D_CALL bool step(u32 base_at) {
     take_item(base_at, next, v, now);
     const bool fresh = !f.set_up;
     if (!run_item(base_at, true)) hand_over(next, 1, HANDED_ITEM);
-    const bool lone = fresh && f.set_up && is_lone(base_at);
+    // A frame with an item's own parameters is good for that item alone.
+    const bool lone = fresh && f.set_up && !(flags & FLAG_INLINE_PARAMS) && is_lone(base_at);
     __syncwarp();
     if (lane == 0) {
       if (fresh) watch.lone_opcode = lone ? opcode : NONE;

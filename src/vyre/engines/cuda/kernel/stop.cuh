@@ -9,6 +9,13 @@ D Job* job_of(u64 sequence) {
   return (Job*)launch.jobs + (sequence & ((1ull << launch.capacity_log2) - 1));
 }
 
+// Parameters 0 to 2 of an item that brings its own lie in its slot, which stays as it is until its record is read.
+D bool is_inline(u32 flags, u32 i) { return flags & FLAG_INLINE_PARAMS && i < INLINE_PARAMS; }
+D u64 inline_parameter(u64 sequence, u32 i) {
+  u64 slot = launch.slots + SLOT_BYTES * (sequence & ((1ull << launch.capacity_log2) - 1));
+  return load_relaxed_sys((const u64*)(slot + SLOT_INLINE) + i);
+}
+
 // Why an item is to end now, NO_FAULT when it may go on. `word` is its job's `stop`.
 D u64 asked_to_stop(u64 word, u64 sequence) { return word >> 8 == sequence + 1 ? REFUSED(word & 0xFF) : NO_FAULT; }
 D u64 asked_to_stop(u64 sequence) { return asked_to_stop(load_relaxed_gpu(&job_of(sequence)->stop), sequence); }

@@ -57,7 +57,7 @@ D_CALL u32 set_up(u32 base_at) {
     u64 v = ((const u64*)slot_words)[i];
     if (i >= p->constant_slots) {  // a parameter: its index, and above it whether it has 64 bits
       bool wide = high(v) != 0;
-      v = parameters[low(v)];
+      v = is_inline(f.item.flags, low(v)) ? inline_parameter(f.item.sequence, low(v)) : parameters[low(v)];
       if (!wide) v = join(low(v), low(v));
     }
     put128(slot_at + 16 * i, make_uint4(low(v), high(v), low(v), high(v)));
