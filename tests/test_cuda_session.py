@@ -176,6 +176,13 @@ def test_a_batch_of_programs_is_launched_with_the_geometrys_grid(session):
     np.testing.assert_array_equal(bound.run().value, X + 101)
 
 
+def test_without_a_config_a_batch_gets_as_many_groups_as_the_gpu_holds_at_once(session):
+    before = len(session.engine.device.launches)
+    session.dispatch([(PLUS, {"x": X[:10] + i}) for i in range(600)])
+    blocks = session.engine.residency.blocks
+    assert {groups for groups, _ in session.engine.device.launches[before:]} == {blocks}
+
+
 def test_a_batch_that_the_ring_has_no_room_for_takes_several_launches(monkeypatch):
     with open_fake(monkeypatch, capacity=16) as session:
         ticket = session.submit(PLUS, x=X)  # takes one slot until somebody asks

@@ -31,9 +31,15 @@ WIDTH_MAX = 256
 """Lanes of a group when no config says so: what the seed's planner is given for a device of unknown limits."""
 
 
-def geometry_for(items: int) -> DispatchConfig:
-    """The standard geometry for so many items on the cores that this process may use."""
-    return MegakernelLaunchGeometry.from_item_count(items, available_cores(), WIDTH_MAX).dispatch_config()
+def geometry_for(items: int, workers: int) -> DispatchConfig:
+    """The standard geometry for so many items and workers."""
+    return MegakernelLaunchGeometry.from_item_count(items, workers, WIDTH_MAX).dispatch_config()
+
+
+def _workers(session: Session) -> int:
+    """Workers wanted when no config says so: blocks that the GPU holds at once, or cores that this process may use."""
+    engine: Any = session.engine
+    return int(engine.residency.blocks) if engine.name == "cuda" else available_cores()
 
 
 def dispatch(session: Session, batch: Batch, config: DispatchConfig | None, on_fault: OnFault) -> Any:
@@ -42,7 +48,7 @@ def dispatch(session: Session, batch: Batch, config: DispatchConfig | None, on_f
         return _records(session, slots_of(batch), config)
     bound, mine = _bound(session, batch)
     try:
-        return _results(session, bound, config or geometry_for(len(bound)), on_fault)
+        return _results(session, bound, config or geometry_for(len(bound), _workers(session)), on_fault)
     finally:
         for one in mine:
             one.close()
@@ -139,7 +145,7 @@ def _records(session: Session, slots: NDArray[np.void], config: DispatchConfig |
     from vyre.engines.cpu.engine import CpuEngine
 
     engine: Any = session.engine
-    config = config or geometry_for(len(slots))
+    config = config or geometry_for(len(slots), _workers(session))
     if isinstance(engine, CpuEngine):
         return engine.dispatch(slots, _groups(config), timeout_s=config.timeout_s)
     if engine.name == "cuda":
