@@ -382,3 +382,34 @@ def test_many_small_things_do_not_pile_up():
         gc.collect()
         assert len(session.engine._blocks) <= blocks + 2
         assert len(session._outstanding) == outstanding == 0
+
+
+@pytest.mark.parametrize("io", ["hot", "pread"])
+def test_closing_a_session_does_not_wait_for_the_chunks_of_a_stream_that_are_out(tmp_path, io):
+    @vyre.program
+    def slow(k: vyre.i32) -> vyre.i32:
+        left = 100_000 + k * 0
+        while left > 0:
+            left -= 1
+        return left
+
+    with open(tmp_path / "zeros", "wb") as file:
+        file.truncate(1 << 30)
+    session = vyre.open("cpu")
+    stream = session.stream(slow, k=vyre.raw(tmp_path / "zeros", "i32"), io=io)
+    said = []
+
+    def wait():
+        try:
+            next(stream)
+        except SessionClosed as error:
+            said.append(error)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    time.sleep(0.3)
+    began = time.monotonic()
+    session.close()
+    thread.join(10)
+    assert time.monotonic() - began < 2
+    assert len(said) == 1

@@ -670,6 +670,8 @@ class Session:
 
     def _fault(self, raw: ItemResult, loaded: Loaded, operands: Operands, on_fault: OnFault) -> ItemResult:
         assert raw.fault is not None
+        if raw.fault.code == FaultCode.cancelled and self.engine.closed:
+            raise self._closed_error()
         fault = described(raw.fault, loaded, operands)
         if on_fault == "raise":
             raise_for(fault)

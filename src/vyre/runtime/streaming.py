@@ -476,6 +476,8 @@ class Stream:
     def _raise(self, chunk: Chunk, fault: Fault) -> None:
         if chunk.index in self._errors:
             raise self._errors[chunk.index]
+        if fault.code == FaultCode.cancelled and self.session.closed:
+            raise self.session._closed_error()
         if fault.code in (FaultCode.io_error, FaultCode.file_shrank):
             raise self.source.read_error(chunk.first, chunk.count, int(fault.operands.get("errno", 0)))
         raise_for(fault)

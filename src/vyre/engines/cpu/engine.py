@@ -59,6 +59,8 @@ from vyre.ring.layout import (
     SESSION_WORK_BELL,
     SLOT_BYTES,
     SLOT_DTYPE,
+    STOP_ITEMS,
+    STOP_LEAVE,
     USER_LAST,
     OperandKind,
 )
@@ -732,6 +734,9 @@ class CpuEngine:
         """
         self.closed = True
         with self._closing:
+            if self._finalizer.alive:
+                # Not so at the end of the process: a daemon thread in an item would come out of it with an error.
+                self._memory.engine.words[SESSION_STOP // 8] |= STOP_ITEMS
             self._finalizer()
 
     def _check_open(self) -> None:
@@ -769,7 +774,7 @@ def _drain(natives_: Natives, memory: _Memory, ring: Ring) -> None:
 def _stop(natives_: Natives, memory: _Memory, threads: list[threading.Thread]) -> None:
     """Ask the workers to leave, ring the bell, join them, and see everybody out who works while he waits."""
     words = memory.engine.words
-    words[SESSION_STOP // 8] = 1
+    words[SESSION_STOP // 8] |= STOP_LEAVE
     memory.engine.bytes[SESSION_WORK_BELL : SESSION_WORK_BELL + 4].view(np.uint32)[0] += 1
     natives_.wake_workers(memory.engine.address, len(threads))
     for thread in threads:

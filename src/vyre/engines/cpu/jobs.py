@@ -41,10 +41,21 @@ from vyre.engines.cpu.state import (
     W_INDEX,
 )
 from vyre.engines.cpu.tiles import TILE_SHIFT, run_tiles
-from vyre.native import Unit, cas64, fetch_add64, fetch_min64, load64, load64_acquire, load64_relaxed, now_ns, store64
+from vyre.native import (
+    Unit,
+    cas64,
+    fetch_add64,
+    fetch_min64,
+    load32_relaxed,
+    load64,
+    load64_acquire,
+    load64_relaxed,
+    now_ns,
+    store64,
+)
 from vyre.program.opcodes import FaultCode
 from vyre.ring.consumer import complete
-from vyre.ring.layout import NO_ELEMENT, NO_PC, REQUESTS_COUNT, STOP_NOW, Status
+from vyre.ring.layout import NO_ELEMENT, NO_PC, REQUESTS_COUNT, SESSION_STOP, STOP_ITEMS, STOP_NOW, Status
 from vyre.ring.producer import slot_address, stop_address
 
 DONE = Status.DONE
@@ -125,8 +136,10 @@ def finish(
 
 
 @job_unit.function
-def stopped(ring: int, sequence: int) -> int:
-    """FAULT_NONE, or the packed fault of an item that was cancelled or is past its deadline."""
+def stopped(engine: int, ring: int, sequence: int) -> int:
+    """FAULT_NONE, or the packed fault of an item that was cancelled, is past its deadline, or whose engine closes."""
+    if load32_relaxed(engine + SESSION_STOP) & STOP_ITEMS != 0:
+        return CANCELLED << FAULT_PC_SHIFT | FAULT_ENGINE
     stop_at = load64_relaxed(stop_address(ring, sequence))
     if stop_at == 0:
         return FAULT_NONE
@@ -227,7 +240,7 @@ def work_on(engine: int, worker: int, job: int, until: int) -> int:
             n = grain
             if n > tiles - tile:
                 n = tiles - tile
-            fault = stopped(ring, sequence)
+            fault = stopped(engine, ring, sequence)
             # A fault further on does not excuse this tile: the item's fault is that of its lowest element.
             known = load64_relaxed(job + J_FAULT) >> FAULT_ELEMENT_SHIFT
             if fault == FAULT_NONE and known >= first + (tile << TILE_SHIFT):

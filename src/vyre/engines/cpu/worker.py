@@ -201,7 +201,7 @@ def run_item(engine: int, worker: int, ring: int, sequence: int, until: int) -> 
     if load64(engine + E_NULL) != 0:
         complete(engine, ring, sequence, DONE, 0, NO_PC, NO_ELEMENT, 0, opcode, started, load64(worker + W_INDEX))
         return
-    fault = stopped(ring, sequence)
+    fault = stopped(engine, ring, sequence)
     if fault != FAULT_NONE:
         complete_fault(engine, worker, ring, sequence, fault, opcode, started)
         return
@@ -266,7 +266,7 @@ def run_alone(
         n = count - done
         if n > step:
             n = step
-        fault = stopped(ring, sequence)
+        fault = stopped(engine, ring, sequence)
         if fault == FAULT_NONE:
             fault = run_tiles(engine, worker, slot, image, binding, first + done, n)
         done += n
