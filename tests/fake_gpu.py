@@ -57,6 +57,9 @@ class FakeDevice:
         self.reads_mapped = True  # False: items over read-only memory are not executed
         self.read_only: set[int] = set()
         self.pause_s = 0.0
+        self.staged: list[tuple[int, int, int]] = []
+        self.asked: list[int] = []
+        self.copied = self.events = 0
         self._stay: threading.Thread | None = None
 
     def _map(self, size: int) -> int:
@@ -93,6 +96,31 @@ class FakeDevice:
 
     def unregister(self, address: int) -> None:
         self.registered.pop(address, None)
+
+    identity = "a fake GPU"
+
+    def stage(self, address: int, host: int, size: int) -> None:
+        self.staged.append((address, host, size))
+
+    def mark(self, event: Any) -> Any:
+        self.events += event is None
+        return len(self.staged)
+
+    def is_reached(self, event: int) -> bool:
+        """Copies are made when somebody asks for the second time: until then the host's bytes must stay."""
+        self.asked.append(event)
+        if self.asked.count(event) < 2:
+            return False
+        self.wait_for_stage()
+        return True
+
+    def forget(self, event: Any) -> None:
+        self.events -= 1
+
+    def wait_for_stage(self) -> None:
+        for address, host, size in self.staged[self.copied :]:
+            ctypes.memmove(address, host, size)
+        self.copied = len(self.staged)
 
     def load(self, cubin: bytes, entry: str, shared_bytes: int) -> None: ...
 

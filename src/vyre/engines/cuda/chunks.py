@@ -108,6 +108,8 @@ class ChunkStream:
             if self._source.strips[takes[s.name].strip].width != s.dtype.size
         }
         self.copied = 0
+        self._near = abi.IN_DEVICE_MEMORY if feed.in_device_memory else 0
+        assert not (feed.in_device_memory and self._fields), "fields are taken out of rows by the host"
         self._params = list(params)
         self._tables = list(tables)
         self._count = -(-feed.chunk_elements // TILE) * TILE
@@ -309,7 +311,7 @@ class ChunkStream:
             with engine.residency.lock:
                 for i, (stream, address) in enumerate(zip(self.program.inputs, addresses, strict=True)):
                     device = seat.fields[i][1] if i in seat.fields else self._feed.device_address(address)
-                    operand = struct.pack("<QII", device, int(device % 16 == 0), int(stream.dtype))
+                    operand = struct.pack("<QII", device, int(device % 16 == 0), int(stream.dtype) | self._near)
                     engine.arena.write(at + abi.BINDING_HEADER.itemsize + i * abi.OPERAND.itemsize, operand)
             seat.addresses = addresses
         first = arrived.chunk.first if self._uses_index else 0
@@ -356,8 +358,10 @@ class ChunkStream:
                 strip = list(self._source.strips)[self._strip_of[i]]
                 data = bytearray()
                 for piece in self._source.pieces(strip, chunk.first, chunk.count):
-                    assert piece.file is not None
-                    data += os.pread(piece.file.fd, piece.bytes, piece.offset)
+                    if piece.file is None:
+                        data += view(piece.address, piece.bytes)
+                    else:
+                        data += os.pread(piece.file.fd, piece.bytes, piece.offset)
                 if len(data) < chunk.count * kind.itemsize:
                     return None
                 inputs.append(np.frombuffer(data, kind))

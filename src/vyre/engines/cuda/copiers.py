@@ -104,6 +104,8 @@ class CopierFeed:
         copiers: threads; 0 takes three for every four cores: somebody has to publish, too.
     """
 
+    in_device_memory = False
+
     def __init__(
         self,
         source: Source,

@@ -41,6 +41,8 @@ class CufileFeed:
         StreamError: cuFile refuses a file.
     """
 
+    in_device_memory = True
+
     def __init__(
         self,
         source: Source,

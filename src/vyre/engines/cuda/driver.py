@@ -79,6 +79,7 @@ class Device:
         self._launch = self._function("cuLaunchKernel", pointer, *[number] * 7, pointer, pointer, pointer)
         self.copies = self.call("make a stream", cu.cuStreamCreate(non_blocking))
         self._registered: dict[int, int] = {}
+        self._staging: Any = None
         self.producers = self.call("make a stream", cu.cuStreamCreate(non_blocking))  # what we wait for: decision 30
         self.pid = os.getpid()
         self._modules: list[Any] = []
@@ -187,6 +188,46 @@ class Device:
             return True
         return False
 
+    @property
+    def identity(self) -> str:
+        """Device and driver, for what is measured once."""
+        return f"{self.name}, driver {self.call('ask for the version', self.cu.cuDriverGetVersion())}"
+
+    def stage(self, address: int, host: int, size: int) -> None:
+        """Begin to copy registered memory to the device, on a stream of its own."""
+        if self._staging is None:
+            self.enter()
+            self._staging = self.call(
+                "make a stream", self.cu.cuStreamCreate(int(self.cu.CUstream_flags.CU_STREAM_NON_BLOCKING))
+            )
+        self.call("copy to the device", self.cu.cuMemcpyHtoDAsync(address, host, size, self._staging))
+
+    def mark(self, event: Any) -> Any:
+        """An event behind everything that was staged so far; ``event`` again, or a new one for None."""
+        if event is None:
+            event = self.call(
+                "make an event", self.cu.cuEventCreate(int(self.cu.CUevent_flags.CU_EVENT_DISABLE_TIMING))
+            )
+        self.call("record an event", self.cu.cuEventRecord(event, self._staging))
+        return event
+
+    def is_reached(self, event: Any) -> bool:
+        """Whether everything before the event is done."""
+        status = self.cu.cuEventQuery(event)[0]
+        if int(status) == 0:
+            return True
+        if status.name == "CUDA_ERROR_NOT_READY":
+            return False
+        raise DeviceLost(f"the GPU reports {status.name}", fix="open a session in a new process")
+
+    def forget(self, event: Any) -> None:
+        self.cu.cuEventDestroy(event)
+
+    def wait_for_stage(self) -> None:
+        """Until nothing is being staged any more."""
+        if self._staging is not None:
+            self.call("wait for copies", self.cu.cuStreamSynchronize(self._staging))
+
     def wait_for(self, stream: int) -> None:
         """Wait until what another library has put on its stream is done (decision 30)."""
         self.enter()
@@ -239,5 +280,7 @@ class Device:
             self.cu.cuModuleUnload(module)
         self.cu.cuStreamDestroy(self.stream)
         self.cu.cuStreamDestroy(self.copies)
+        if self._staging is not None:
+            self.cu.cuStreamDestroy(self._staging)
         self.cu.cuStreamDestroy(self.producers)
         self.cu.cuDevicePrimaryCtxRelease(self.handle)

@@ -45,10 +45,12 @@ class Feed(Protocol):
 
     Attributes:
         plan: what was chosen and why.
+        in_device_memory: addresses are the GPU's own memory, which the host cannot read.
     """
 
     source: Source
     plan: Plan
+    in_device_memory: bool
 
     @property
     def chunk_elements(self) -> int:
@@ -92,6 +94,8 @@ class Feed(Protocol):
 
 class ReaderFeed:
     """Chunks from the reader, whose memory is registered: io_uring, around the page cache or through it."""
+
+    in_device_memory = False
 
     def __init__(
         self, source: Source, plan: Plan, pool: Pool, pools: RegisteredPools, store: Store | None = None

@@ -28,6 +28,7 @@ from vyre.engines.spans import fold_onto
 from vyre.errors import Fault, WaitTimeout
 from vyre.program.ir import Program
 from vyre.program.opcodes import FAULT_REASONS, FaultCode
+from vyre.store import Store
 from vyre.stream.source import Source
 
 _NATIVE_BYTES: Final = 64 << 10  # of host operands that a call copies with the GIL held
@@ -222,7 +223,8 @@ class SessionCudaEngine(CudaEngine):
         super().__init__(device, **options)
         self.pools = RegisteredPools(self.device)
         self.mapped = MappedFiles(self.device)
-        self.fold_onto = fold_onto(options.get("store"))
+        self.store: Store | None = options.get("store")
+        self.fold_onto = fold_onto(self.store)
 
     def close(self) -> None:
         super().close()

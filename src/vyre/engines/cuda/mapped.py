@@ -186,6 +186,8 @@ class MappedFeed:
         StreamError: the first window is refused; the message says by whom and why.
     """
 
+    in_device_memory = False
+
     def __init__(self, source: Source, plan: Plan, files: MappedFiles, pinned: Pool, lock: threading.RLock) -> None:
         self.source = source
         self.plan = plan

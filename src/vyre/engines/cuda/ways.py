@@ -16,6 +16,7 @@ from vyre.engines.cuda.cufile_feed import RUNG_OF, CufileFeed
 from vyre.engines.cuda.feed import SEATS_MAX, Feed, ReaderFeed, frame_bytes
 from vyre.engines.cuda.mapped import AUTO_BYTES, AUTO_FRACTION, MappedFeed, MappedFiles
 from vyre.engines.cuda.registered import DEFAULT_POOL_BYTES
+from vyre.engines.cuda.staging import StagedFeed, loads_of, measured
 from vyre.errors import StreamError
 from vyre.program.ir import Program
 from vyre.program.opcodes import SPAN, TILE
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from vyre.engines.cuda.items import SessionCudaEngine
 
 MAPPED_CHUNK_BYTES: Final = 64 << 20
+STAGED_BYTES: Final = 256 << 20  # from here on it is worth 0.1 s, once on a machine, to know whether staging is faster
 _NOT_ASKED: Final = ('it works where io="cufile" says so, which takes a second to find out',)
 COPIED_CHUNK_BYTES: Final = 8 << 20  # of all columns together: an item in the ring costs as much as 0.5 MiB on the bus
 
@@ -49,6 +51,22 @@ def open_feed(
     limit = pool_bytes or DEFAULT_POOL_BYTES
     if io == "cufile":
         return _cufile(engine, source, chunk_elements, limit)
+    loads = loads_of(program)
+    feed = _host_feed(engine, source, io, chunk_elements, limit)
+    if source.fields() or not engine.residency.resident or (loads < 2 and source.bytes < STAGED_BYTES):
+        return feed
+    try:
+        better, line = measured(engine, engine.store).choice(loads)
+        feed.plan.notes.append(line)
+        return StagedFeed(feed, engine.device, engine._device_pool, engine.residency.lock) if better else feed
+    except BaseException:
+        feed.close()
+        feed.give_up()
+        raise
+
+
+def _host_feed(engine: SessionCudaEngine, source: Source, io: str, chunk_elements: int | None, limit: int) -> Feed:
+    """Into host memory that the kernel sees, or where it is there already."""
     refusal = None
     if io in ("mapped", "auto"):
         reason, refusal = _mapped_reason(engine.mapped, source, io)
@@ -126,6 +144,8 @@ def _cufile(engine: SessionCudaEngine, source: Source, chunk_elements: int | Non
     file = next((file for files in source.files.values() for file in files), None)
     if file is None or not all(source.files[name] for name in source.strips):
         raise StreamError("cuFile reads files, and some columns are in memory", fix='io="auto" takes another way')
+    if source.fields():
+        raise StreamError("cuFile reads whole columns, and some are fields of rows", fix='io="auto" takes another way')
     found = cufile.preflight(file.path)
     if found.mode == "refused":
         raise StreamError(f"{file.path}: {found}", fix='io="auto" takes another way')
