@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import vyre
-from vyre.engines.cuda import copiers, ways
+from vyre.engines.cuda import copiers, staging, ways
 from vyre.errors import StreamError
 from vyre.stream import cufile, uring
 from vyre.stream.plan import Rung
@@ -86,6 +86,24 @@ def test_every_way_gives_the_bits_of_the_reference_whatever_the_chunks(session, 
         pytest.skip(error.message)
     assert same(result, want)
     assert sum(result.report.bytes_by_way.values()) == 8 * count
+
+
+@pytest.mark.parametrize("io", ["hot", "pread", "mapped"])
+def test_chunks_that_are_staged_in_gpu_memory_give_the_same_bits(session, folder, io, monkeypatch):
+    monkeypatch.setattr(ways, "measured", lambda *_: staging.Measured({1: 1.0}, {1: 2.0}))
+    monkeypatch.setattr(ways, "STAGED_BYTES", 0)
+    arrays, files = columns(folder, 1_500_007)
+    want = vyre.run(mixed, arrays, engine="cpu")
+    for _ in range(5):  # slots are used again and again, so what a kernel kept of the last lap would show
+        result = session.run(mixed, files, io=io, chunk=10_240)
+        assert same(result, want)
+    assert "by the copy engine" in "\n".join(result.report.notes)
+
+
+def test_what_was_measured_for_staging_is_plausible(session):
+    found = staging.measured(session.engine, None)
+    print(found)
+    assert all(1 < rate < 500 for rate in (*found.in_place.values(), *found.staged.values()))
 
 
 def test_parts_come_in_order_and_add_up_to_the_totals(session, folder):
