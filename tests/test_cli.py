@@ -382,6 +382,7 @@ def test_doctor_says_what_works_and_where_the_cache_is(here: Path) -> None:
     findings = {each["about"]: each for each in json.loads(result.stdout)}
     assert findings["engine reference"]["state"] == "ok"
     assert findings["Arrow"]["state"] in ("ok", "missing")
+    assert findings["GPUDirect Storage"]["words"]
     assert str(here / "cache" / "vyre" / "objects") in findings["cache"]["words"]
     assert result.exit_code == (0 if findings["engine cpu"]["state"] == "ok" else 4)
 

@@ -157,6 +157,17 @@ def _streams() -> Iterator[Finding]:
     yield Finding("locked memory", "limited" if few else "ok", words, "ulimit -l raises it" if few else "")
 
 
+def _gpudirect() -> Iterator[Finding]:
+    """What can be seen without starting cuFile, which takes a second and may hang."""
+    from vyre.stream import cufile
+
+    causes = cufile.obstacles() or cufile.lacks_direct()
+    if causes:
+        yield Finding("GPUDirect Storage", "missing", "; ".join(causes))
+    else:
+        yield Finding("GPUDirect Storage", "ok", 'the system has what it needs; io="cufile" tries it with a real read')
+
+
 def _store() -> Iterator[Finding]:
     from vyre.store import Store, platform_cache_dir
 
@@ -183,5 +194,6 @@ PROBES: Final[tuple[Callable[[], Iterator[Finding]], ...]] = (
     _engine_cpu,
     _gpu,
     _streams,
+    _gpudirect,
     _store,
 )
