@@ -29,7 +29,7 @@ from vyre.stream.source import Source
 if TYPE_CHECKING:
     from vyre.engines.cuda.items import SessionCudaEngine
 
-MAPPED_CHUNK_BYTES: Final = 64 << 20
+MAPPED_CHUNK_BYTES: Final = 32 << 20
 STAGED_BYTES: Final = 256 << 20  # from here on it is worth 0.1 s, once on a machine, to know whether staging is faster
 _NOT_ASKED: Final = ('it works where io="cufile" says so, which takes a second to find out',)
 COPIED_CHUNK_BYTES: Final = 8 << 20  # of all columns together: an item in the ring costs as much as 0.5 MiB on the bus
