@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from vyre.bench.schema import Row, machine, read, spread, write
 from vyre.cli import main
-from vyre.commands.bench import BEGIN, END, readme_block
+from vyre.commands.bench import BEGIN, END, page_block, readme_block
 from vyre.errors import BindError, StreamError
 
 ROOT = Path(__file__).parent.parent
@@ -124,7 +124,7 @@ def test_bench_check_fails_only_when_a_required_row_is_missed(results: Path) -> 
 
 
 def test_a_figure_from_a_loaded_machine_is_marked_in_the_table_and_in_the_readme(tmp_path: Path) -> None:
-    write(tmp_path / "a.json", [row(loaded=True), row("other")])
+    write(tmp_path / "a.json", [row(loaded=True, must=True), row("other")])
     assert "±3 % †" in CliRunner().invoke(main, ["bench", "--results", str(tmp_path)]).stdout
     block = readme_block(read(tmp_path))
     assert block.count("±3 % †") == 1
@@ -148,18 +148,24 @@ def test_the_readme_block_is_put_between_its_markers_and_nothing_else_changes(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("README.md").write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    Path("docs").mkdir()
+    Path("docs/figures.md").write_text(f"{BEGIN}\n{END}\n")
     run = CliRunner().invoke(main, ["bench", "--readme", "--write", "--results", str(results)])
     assert run.exit_code == 0, run.output
     text = Path("README.md").read_text()
     assert text.startswith("before\n" + BEGIN)
     assert text.endswith(END + "\nafter\n")
-    assert "the disk | is slow" in text
     assert "old" not in text
+    page = Path("docs/figures.md").read_text()
+    assert "the disk | is slow" in page
+    assert "the disk | is slow" not in text  # README has what has to be met
     assert "| fast * | 1.00 us | <= 1.5 | met | NumPy 1.80 | ±3 % |" in text
 
 
-def test_the_readme_carries_the_figures_that_were_measured() -> None:
-    assert readme_block(read(ROOT / "benchmarks" / "results")) in (ROOT / "README.md").read_text()
+def test_the_readme_and_its_page_carry_the_figures_that_were_measured() -> None:
+    rows = read(ROOT / "benchmarks" / "results")
+    assert readme_block(rows) in (ROOT / "README.md").read_text()
+    assert page_block(rows) in (ROOT / "docs" / "figures.md").read_text()
 
 
 def test_the_picture_is_drawn_from_rows_with_points(tmp_path: Path) -> None:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 BEGIN: Final = "<!-- figures: printed by `vyre bench --readme`, do not edit -->"
 END: Final = "<!-- end of figures -->"
 PICTURE: Final = "docs/new-formula.svg"
+README: Final = Path("README.md")
+PAGE: Final = Path("docs/figures.md")
+"""Every figure; README.md carries those that have to be met."""
 LOADED: Final = "† taken while other processes used the machine."
 
 
@@ -26,8 +29,8 @@ LOADED: Final = "† taken while other processes used the machine."
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--run", is_flag=True, help="measure first: run benchmarks/bench_NAME.py, all of them without a NAME")
 @click.option("--check", is_flag=True, help="say met or missed for every target; exit 1 when a required one is missed")
-@click.option("--readme", is_flag=True, help="print the block of figures that README.md carries")
-@click.option("--write", is_flag=True, help="with --readme: put the block into ./README.md")
+@click.option("--readme", is_flag=True, help=f"print the figures that README.md carries; {PAGE} has all")
+@click.option("--write", is_flag=True, help=f"with --readme: put them into ./README.md and ./{PAGE}")
 @click.option(
     "--plot",
     is_flag=False,
@@ -77,11 +80,11 @@ def command(
         draw(rows, plot)
         show.note(f"drew {plot}")
     if readme:
-        block = readme_block(rows)
         if write:
-            _put_into(Path("README.md"), block)
+            _put_into(README, readme_block(rows))
+            _put_into(PAGE, page_block(rows))
         else:
-            click.echo(block)
+            click.echo(readme_block(rows))
     elif json_:
         show.as_json([{**asdict(row), "met": row.met} for row in rows])
     elif plot is None:
@@ -137,18 +140,29 @@ def _footnotes(rows: Sequence[Row]) -> None:
 
 
 def readme_block(rows: Sequence[Row]) -> str:
-    """The figures as Markdown between two markers. A pipe inside a cell is escaped."""
+    """The figures that have to be met, as Markdown between two markers, under the picture."""
     picture = [f"![A new formula: time to its answer]({PICTURE})", ""] if any(row.points for row in rows) else []
-    lines = [BEGIN, "", *picture, "| what | value | target | | beside | spread |", "|---|---:|---:|---|---|---:|"]
+    rest = ["", f"All {len(rows)} figures, the losses among them: [{PAGE}]({PAGE})."] if rows else []
+    return _block([row for row in rows if row.must], picture, rest)
+
+
+def page_block(rows: Sequence[Row]) -> str:
+    """Every figure, likewise, for a page of its own."""
+    return _block(rows, [], [])
+
+
+def _block(rows: Sequence[Row], before: Sequence[str], behind: Sequence[str]) -> str:
+    """A pipe inside a cell is escaped."""
+    lines = [BEGIN, "", *before, "| what | value | target | | beside | spread |", "|---|---:|---:|---|---|---:|"]
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in _cells(row)) + " |" for row in rows]
     lines += ["", *(f"- {row.row}: {row.reason}" for row in rows if row.reason)]
     places = dict.fromkeys((row.machine, row.commit) for row in rows)
     lines += ["", *(f"Measured on {machine}; commit {commit}." for machine, commit in places)]
     if any(row.loaded for row in rows):
         lines += ["", LOADED]
-    if not rows:
+    if not rows and not before:
         lines = [BEGIN, "", "Nothing has been measured yet."]
-    return "\n".join([*lines, "", END])
+    return "\n".join([*lines, *behind, "", END])
 
 
 def _put_into(path: Path, block: str) -> None:
