@@ -292,6 +292,8 @@ class Call:
         run: ``gpu_call`` of it.
     """
 
+    run: Callable[[], int]
+
     __slots__ = ("_frame", "_pieces", "_slot", "address", "run")
 
     def __init__(
@@ -301,7 +303,7 @@ class Call:
         bring: Sequence[tuple[int, int, int]] = (),
         take: Sequence[tuple[int, int, int]] = (),
     ) -> None:
-        function_of, integer = _python()
+        integer = _python()[1]
         self._slot = array("Q", slot)
         self._pieces = array("Q", [word for piece in (*bring, *take) for word in piece])
         pieces = self._pieces.buffer_info()[0]
@@ -314,7 +316,13 @@ class Call:
             ),
         )  # fmt: skip
         self.address = self._frame.buffer_info()[0]
-        self.run = function_of(self.address)
+
+    def __getattr__(self, name: str) -> Callable[[], int]:
+        """``run``, made when it is first asked for: a slot that is published once needs none."""
+        if name != "run":
+            raise AttributeError(name)
+        self.run = _python()[0](self.address)
+        return self.run
 
     @property
     def sequence(self) -> int | None:

@@ -39,7 +39,18 @@ _NO_SUMS: Final[dict[int, NDArray[np.float64]]] = {}
 class CudaItem:
     """Operands bound to the GPU. Host arrays are staged through pinned memory at each start; device arrays stay."""
 
-    __slots__ = ("_binding", "_call", "_failed", "_natively", "_plain", "_theirs", "engine", "opcode", "operands")
+    __slots__ = (
+        "_again",
+        "_binding",
+        "_call",
+        "_failed",
+        "_natively",
+        "_plain",
+        "_theirs",
+        "engine",
+        "opcode",
+        "operands",
+    )
 
     def __init__(self, engine: SessionCudaEngine, opcode: int, operands: Operands) -> None:
         self.engine = engine
@@ -49,6 +60,7 @@ class CudaItem:
         self._call: Call | None = None
         self._failed: ItemResult | None = None
         self._natively = False  # host arrays are copied by the call
+        self._again = False  # it was started before with these operands
         self._plain = False  # nothing is delivered but outputs
         self._theirs: list[DeviceArray] = []
 
@@ -108,7 +120,9 @@ class CudaItem:
                 self._failed = ItemResult(fault=_shrank(self.operands.origin))
                 return None
             call = self._bind(inputs)
-        elif not self._natively:
+        elif not self._again:
+            call = self._bind_again()
+        if self._again and not self._natively:
             assert self._binding is not None
             for staged, given in zip(self._binding.inputs, self.operands.inputs, strict=True):
                 if staged is not None and isinstance(given, np.ndarray):
@@ -124,6 +138,14 @@ class CudaItem:
         everything: list[Any] = [*o.inputs, *o.outputs, *o.tables]
         self._theirs = [a for a in everything if isinstance(a, DeviceArray)]
         self._plain = not (o.emits or binding.program.accumulators or binding.copies_back)
+        self._call = Call(self.engine.residency.ring_address, binding.slot)
+        return self._call
+
+    def _bind_again(self) -> Call:
+        """The second start: have native code copy what is small. A program that runs once does not pay for that."""
+        binding, o = self._binding, self.operands
+        assert binding is not None
+        self._again = True
         pairs = [
             [(to, source) for to, source in each if to is not None and type(source) is np.ndarray and type(to) is np.ndarray]
             for each in (zip(binding.inputs, o.inputs, strict=True), zip(o.outputs, binding.outputs, strict=True))
@@ -204,6 +226,7 @@ class CudaItem:
         if self._binding is not None:
             self.engine.unbind(self._binding)
             self._binding = self._call = None
+            self._again = self._natively = False
 
 
 def _numpy(dtype: Any) -> np.dtype[Any]:
