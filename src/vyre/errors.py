@@ -111,7 +111,13 @@ class BackendError(VyreError, ValueError):
 
 
 class StreamError(VyreError, OSError):
-    """Bytes that could not be read or written: names file, offset and what was expected."""
+    """Bytes that could not be read or written: names file, offset and what was expected.
+
+    Attributes:
+        elements: (first, count) of the chunk that could not be read, where it was one.
+    """
+
+    elements: tuple[int, int] | None = None
 
 
 # --- wait -----------------------------------------------------------------------------------------------------

@@ -443,6 +443,7 @@ class Session:
         chunk: int | None = None,
         io: str | None = None,
         progress: Callable[[int, int], None] | None = None,
+        partial: bool = False,
         **named: Any,
     ) -> Stream:
         """Run a program over files (or arrays), chunk by chunk: an iterator of parts in order, with totals at the end.
@@ -453,6 +454,8 @@ class Session:
             io: "auto", "hot", "uring-direct", "uring" or "pread", on the GPU "mapped" and "cufile" too; None takes the
                 session's.
             progress: called with (elements done, elements in all) after each part.
+            partial: leave out chunks that cannot be read, instead of ending at the first one: ``Stream.lost`` lists them,
+                the report names each, and totals are of the rest.
             named: columns, tables and parameters by name.
         """
         if self.engine.closed:
@@ -461,7 +464,9 @@ class Session:
         if source is not None and not isinstance(source, Source):
             named = with_inputs(loaded, source, named)
             source = None
-        return self._stream(loaded, named, chunk, io, progress, source)
+        stream = self._stream(loaded, named, chunk, io, progress, source)
+        stream.partial = partial
+        return stream
 
     def _stream(
         self,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias
 
@@ -61,6 +62,15 @@ def _pump_of(engine: Any) -> PumpFunctions | None:
         return None
 
 
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """Elements [first, first + count) could not be read."""
+
+    first: int
+    count: int
+    error: StreamError
+
+
 class Totals:
     """Accumulators over all parts so far. Float sums are folded as decision 2 says, whatever the chunks were."""
 
@@ -76,6 +86,12 @@ class Totals:
                 self._sums[i].add(first // TILE, part.tile_sums[i])
             else:
                 self._values[i] = combine(acc, self._values[i], value)
+
+    def skip(self, first: int, count: int) -> None:
+        """Go on without the part that starts at element ``first``."""
+        absent = np.full(-(-count // TILE), ABSENT)
+        for fold in self._sums.values():
+            fold.add(first // TILE, absent)
 
     def values(self) -> list[NDArray[Any]]:
         """One 0-d array (histogram: i64[bins]) per accumulator."""
@@ -179,6 +195,8 @@ class Stream:
         source: the columns.
         plan: which way the bytes come; ``plan.explain()`` says why.
         report: bytes by way, seconds, notes; grows with the parts.
+        partial: chunks that cannot be read are left out; else the first one ends the stream.
+        lost: the chunks that were left out.
     """
 
     def __init__(
@@ -209,6 +227,8 @@ class Stream:
         self.report = Report(session.engine.name)
         self.source = source if source is not None else self._open(program, named)
         self._closed = False
+        self.partial = False
+        self.lost: list[Lost] = []
         self._progress = progress
         natives = getattr(session.engine, "natives", None)
         self.totals = Totals(program, getattr(natives or session.engine, "fold_onto", None))
@@ -296,22 +316,37 @@ class Stream:
             ProgramFault: an element of the next chunk trapped. Every part before it has been given.
             StreamError: the next chunk could not be read.
         """
-        try:
-            chunk, part = self._wait_for_next()
-            if part.fault is not None:
-                self._raise(chunk, part.fault)
-        except StopIteration:
-            self._finish()
-            raise
-        except BaseException:
-            self.close()
-            raise
+        while True:
+            try:
+                chunk, part = self._wait_for_next()
+                if part.fault is not None:
+                    self._raise(chunk, part.fault)
+                break
+            except StopIteration:
+                self._finish()
+                raise
+            except StreamError as error:
+                if not self.partial or error.elements is None:
+                    self.close()
+                    raise
+                self._leave_out(Lost(*error.elements, error))
+            except BaseException:
+                self.close()
+                raise
         self.totals.add(chunk.first, part)
         self._done_elements += chunk.count
         self._note()
         if self._progress is not None:
             self._progress(self._done_elements, self.source.count)
         return Result(self._loaded.program, part, self.report)
+
+    def _leave_out(self, lost: Lost) -> None:
+        """Go on without a chunk: its tiles count as absent."""
+        self.lost.append(lost)
+        self.totals.skip(lost.first, lost.count)
+        self._done_elements += lost.count
+        last = lost.first + lost.count - 1
+        self.report.notes.append(f"elements {lost.first} to {last} were left out: {lost.error.message}")
 
     def __aiter__(self) -> Self:
         return self
@@ -474,13 +509,15 @@ class Stream:
         self._idle.append(item)
 
     def _raise(self, chunk: Chunk, fault: Fault) -> None:
-        if chunk.index in self._errors:
-            raise self._errors[chunk.index]
-        if fault.code == FaultCode.cancelled and self.session.closed:
-            raise self.session._closed_error()
-        if fault.code in (FaultCode.io_error, FaultCode.file_shrank):
-            raise self.source.read_error(chunk.first, chunk.count, int(fault.operands.get("errno", 0)))
-        raise_for(fault)
+        error = self._errors.get(chunk.index)
+        if error is None:
+            if fault.code == FaultCode.cancelled and self.session.closed:
+                raise self.session._closed_error()
+            if fault.code not in (FaultCode.io_error, FaultCode.file_shrank):
+                raise_for(fault)
+            error = self.source.read_error(chunk.first, chunk.count, int(fault.operands.get("errno", 0)))
+        error.elements = chunk.first, chunk.count
+        raise error
 
     def _announce(self) -> None:
         """Put the plan's lines into the report."""
@@ -536,6 +573,7 @@ class Stream:
         """
         self._give_up = None if timeout_s is None else time.monotonic() + timeout_s
         self._folds = False
+        self.partial = False
         program = self._loaded.program
         results = (*program.outputs, *program.emits)
         paths = self._paths(out)

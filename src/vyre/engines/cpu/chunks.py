@@ -220,11 +220,12 @@ class CpuChunks:
         while words[0] & 0xFFFF_FFFF < f.DONE or words[f.F_INDEX // 8] != index:
             self._wait(self._addresses[at], give_up)
         self._next = index + 1
-        if words[0] & 0xFFFF_FFFF == f.FAILED:
-            self.reader.note_demotions()
-            return self.reader.error_of(words)
         chunk = Chunk(index, words[f.F_FIRST // 8], words[f.F_COUNT // 8])
         self._elements = chunk.first + chunk.count
+        if words[0] & 0xFFFF_FFFF == f.FAILED:
+            error = self.reader.error_of(words)
+            error.elements = chunk.first, chunk.count
+            return error
         frame = self._frames[at]
         result = frame.delivered(words[f.F_RECORD // 8 : f.FRAME_BYTES // 8], chunk.count, sums=True)
         fault = result.fault
