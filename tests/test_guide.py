@@ -34,6 +34,9 @@ def test_the_blocks_of_a_page_run_in_order(tmp_path, monkeypatch, name):
 def test_the_page_about_bytes_names_every_way_in_every_io_and_every_suffix():
     page = (ROOT / "docs/bytes.md").read_text(encoding="utf-8")
     assert [rung.value for rung in Rung if f"| `{rung.value}` |" not in page] == []
+    for rung in Rung:
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{rung.value}` |"))
+        assert row.split("|")[4].strip().startswith("1" if rung.copies else "0"), row
     assert [suffix for suffix in (".npy", *SUFFIXES) if f"`{suffix}`" not in page] == []
     assert [io for io in get_args(Io) if f'io="{io}"' not in page] == []
 

@@ -159,6 +159,8 @@ def test_what_is_no_column_is_refused_with_those_there_are(points, trades, tmp_p
         (column(path, "rgb.3"), "no field"),
         (path, r"none is called x\n.*vyre\.column\(.*'id'\)"),
         (column(path, "id"), "i64 .*declared f32|type i64"),
+        (f"{rows}:3", r"ENOENT.*\n.*vyre\.column\('.*points\.npy', 3\)"),
+        (f"{path}:price", r"ENOENT.*\n.*vyre\.column\('.*trades\.npy', 'price'\)"),
     ]:
         with pytest.raises((StreamError, BindError), match=words):
             open_columns({"x": what}, {"x": MemType.f32})

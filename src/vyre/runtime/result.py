@@ -56,8 +56,10 @@ class Report:
     @property
     def copied_bytes(self) -> int:
         """Bytes that a processor copied: once each on the ways through the page cache, and what ``copies`` has."""
-        cached = sum(count for way, count in self.bytes_by_way.items() if "page cache" in way)
-        return cached + sum(self.copies.values())
+        from vyre.stream.plan import Rung
+
+        copying = {rung.value for rung in Rung if rung.copies}
+        return sum(n for way, n in self.bytes_by_way.items() if way in copying) + sum(self.copies.values())
 
     @property
     def gb_per_s(self) -> float:

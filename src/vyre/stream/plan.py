@@ -52,6 +52,7 @@ class Rung(Enum):
     def __init__(self, words: str) -> None:
         self.is_direct = "O_DIRECT" in words  # around the page cache
         self.is_uring = words.startswith("io_uring")
+        self.copies = "page cache" in words or "compat" in words  # a processor copies every byte once
 
 
 _COLD: Final = (Rung.DIRECT_REGISTERED, Rung.DIRECT, Rung.BUFFERED, Rung.PREAD)

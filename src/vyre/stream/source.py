@@ -672,4 +672,7 @@ def _cannot_open(path: str, error: OSError | ValueError) -> StreamError:
         errno.ENXIO: "write it to a file first",
     }.get(code, "")
     reason = f"{os.strerror(code)} ({errno.errorcode.get(code, code)})" if code else str(error)
+    whole, colon, field = path.rpartition(":")
+    if code == errno.ENOENT and colon and os.path.exists(whole):  # the command line's spelling
+        fix = f"a column of it is vyre.column({whole!r}, {int(field) if field.isdecimal() else field!r})"
     return stream_error(f"{path!r}: cannot be read: {reason}", fix=fix, code=code)
