@@ -202,8 +202,8 @@ def _ends(counts: list[int]) -> NDArray[np.int64]:
 
 
 def _array(value: ArrayLike, dtype: Any, name: str) -> NDArray[Any]:
-    """One-dimensional, contiguous, of this type: copied only where it is not."""
+    """One-dimensional, contiguous, aligned, of this type: copied only where it is not."""
     a = np.asarray(value)
     if a.ndim != 1 or a.dtype.kind not in "iu":
         raise ProgramError(f"{name} of a population is an array of {np.dtype(dtype)}, not {a.dtype}{list(a.shape)}")
-    return np.ascontiguousarray(a, dtype)
+    return np.require(a, dtype, ("C", "ALIGNED"))

@@ -182,7 +182,8 @@ class Session:
             out: array [programs, elements] (or arrays by name) to write outputs to instead of fresh ones.
         Returns:
             Outputs as arrays [programs, elements], accumulators as arrays [programs]. A program that faulted has zeros
-            there, a True in ``faulted`` and its fault in ``faults``; the others are not affected.
+            there (in an ``out`` on the device, whatever it had written), a True in ``faulted`` and its fault in ``faults``;
+            the others are not affected.
         Raises:
             BindError: names, types or lengths that do not fit, or results without a row per program (emits, histograms,
                 atomic tables); nothing was run.
