@@ -1,7 +1,7 @@
 // A lone small item, one element a lane: what the poller runs between seeing a slot and writing its record.
 //
 // The general interpreter spends eight elements' work a lane and a jump into a large switch on 32 elements. Here a lane
-// has one element, the next two records are under way while one runs, and the popular operations of f32 need no jump.
+// has one element, the next two records are under way while one runs, and runs of f32's add, sub and mul need no jump.
 // Only straight programs come here (`is_lone`): no trap, no block, no accumulator, no emit, no table; so every lane that
 // has an element is active all the time. Register planes are the same memory in another order: element e of a 32-bit
 // plane at 4 e, of a 64-bit pair of planes at 8 e; nothing else reads them while the item runs.
@@ -10,7 +10,13 @@
 
 #define LONE 32u  // elements that such an item has at most
 
-// Whether the program that the frame is set up for runs here. All lanes.
+// A mark in a record's first word that only this file reads: add, sub or mul of f32 with nothing before or after it, so
+// that what follows cannot change its operand; the low half of its last word, which has no operand c, then says how many
+// such records there are from here on.
+#define LONE_RUN (1u << 28)
+#define LONE_RUN_MIN 3
+
+// Whether the program that the frame is set up for runs here; then its runs are marked. All lanes.
 D_CALL bool is_lone(u32 base_at) {
   Frame& f = SHARED(Frame, base_at);
   if (!(f.program_flags & PROGRAM_QUICK) || f.record_count > WINDOW || f.elements > LONE || f.io > IO_IN_SHARED) return false;
@@ -25,7 +31,19 @@ D_CALL bool is_lone(u32 base_at) {
       default: plain = plain && handler >= FIRST_LIGHT && handler < FIRST_HEAVY;
     }
   }
-  return __all_sync(FULL, plain);
+  if (!__all_sync(FULL, plain)) return false;
+  const u32 lane = threadIdx.x & 31;
+  for (u32 from = 0; from < f.record_count; from += 32) {
+    const u32 at = f.code_at + 16 * (from + lane);
+    uint4 r = make_uint4(0, 0, 0, 0);
+    if (from + lane < f.record_count) r = get128(at);
+    const bool bare = (r.x >> 8 & 0xFF) - F32_ADD < 3 &&
+                      !(r.x & (LOAD_A32 | LOAD_A64 | FIX_NAN32 | FIX_NAN64 | STORE32 | STORE64));
+    const u32 run = __ffs((int)~(__ballot_sync(FULL, bare) >> lane)) - 1;  // zeros are shifted in: at most up to lane 31
+    if (bare && run >= LONE_RUN_MIN) put128(at, make_uint4(r.x | LONE_RUN, r.y, r.z, (r.w & 0xFFFF0000u) | run));
+  }
+  __syncwarp();
+  return true;
 }
 
 #undef UNARY
@@ -51,6 +69,14 @@ D_CALL bool is_lone(u32 base_at) {
 #define UNARY(ID, NAME, R, A) case ID: LONE_SET_##R(NAME(LONE_A_##A)); break;
 #define BINARY(ID, NAME, R, A, B) case ID: LONE_SET_##R(NAME(LONE_A_##A, LONE_B_##B)); break;
 #define TERNARY(ID, NAME, R, A) case ID: LONE_SET_##R(NAME(LONE_A_##A, LONE_B_##A, LONE_C_##A)); break;
+// One record q of a run; both results cost less than a jump.
+#define LONE_STEP(q, y)                                                                                       \
+  {                                                                                                           \
+    const u32 h = (q).x >> 8 & 0xFF;                                                                          \
+    const f32 sum = __fadd_rn(as_f32(a), as_f32((y) ^ (h == F32_ADD + 1 ? 0x80000000u : 0u)));                \
+    a = bits(h == F32_MUL ? __fmul_rn(as_f32(a), as_f32(y)) : sum);                                           \
+  }
+#define LONE_OPERAND(q) get32((q).y + ((q).y & 1) * (4 * column - 1))
 #define LONE_STREAM(T) ((T*)get64(f.io_at + 16 * (r.w & 0xFFFF)) + lane)
 
 // The whole binding that the frame is set up for, which `is_lone`: its elements are the frame's.
@@ -65,17 +91,32 @@ D void run_lone(u32 base_at) {
   uint4 r = get128(code), n = get128(code + 16);
   r.x = __shfl_sync(FULL, r.x, 0);
   for (;;) {
+    if (r.x & LONE_RUN) {
+      u32 left = __shfl_sync(FULL, r.w & 0xFFFF, 0);
+#pragma unroll 1
+      for (; left >= 4; left -= 4, code += 64) {
+        const uint4 q0 = get128(code), q1 = get128(code + 16), q2 = get128(code + 32), q3 = get128(code + 48);
+        const u32 y0 = LONE_OPERAND(q0), y1 = LONE_OPERAND(q1), y2 = LONE_OPERAND(q2), y3 = LONE_OPERAND(q3);
+        LONE_STEP(q0, y0) LONE_STEP(q1, y1) LONE_STEP(q2, y2) LONE_STEP(q3, y3)
+      }
+#pragma unroll 1
+      for (; left; --left, code += 16) {
+        const uint4 q = get128(code);
+        const u32 y = LONE_OPERAND(q);
+        LONE_STEP(q, y)
+      }
+      r = get128(code);
+      n = get128(code + 16);
+      r.x = __shfl_sync(FULL, r.x, 0);
+      if (r.x & LONE_RUN) continue;  // a run ends where the next 32 records begin
+    }
     const u32 then = __shfl_sync(FULL, n.x, 0);
     code += 16;
     const uint4 later = get128(code + 16);  // at most one record behind the code's end, which is memory of the frame
     const u32 b = get32(r.y + (r.y & 1) * (4 * column - 1));
     if (r.x & LOAD_A32) a = get32(LONE_AT(r.z & 0xFFFF, 4));
     if (r.x & LOAD_A64) w = get64(LONE_AT(r.z & 0xFFFF, 8));
-    const u32 handler = r.x >> 8 & 0xFF;
-    if (handler - F32_ADD < 3) {  // add, sub, mul: both results cost less than a jump
-      const f32 x = as_f32(a), y = as_f32(b);
-      a = bits(handler == F32_MUL ? __fmul_rn(x, y) : __fadd_rn(x, handler == F32_ADD ? y : -y));
-    } else switch (handler) {
+    switch (r.x >> 8 & 0xFF) {
 #include "light_cases.cuh"
       case H_RETURN: return;
       case H_POOL32: a = (u32)((const u64*)f.pool)[r.w & 0xFFFF]; break;

@@ -115,8 +115,9 @@ struct Watch {
   u64 next, fences, applied;  // the next slot, fences passed, updates applied
   u64 born, until;            // device clock: start of the stay; when to ask whether it is over
   u64 lone_base;              // of the lone program that the frame holds (lone.cuh): its binding's first element,
-  u32 lone_opcode, lone_binding, lone_count, pad;  // opcode (NONE: it holds none), binding and elements
-  u64 now, pad1;
+  u32 lone_opcode, lone_binding, lone_count;  // opcode (NONE: it holds none), binding and elements
+  u32 again;                  // 1: the next look is the last one once more
+  u64 now;
   uint4 look[6];              // the last look: four parts of the next slot, two of the host's control line; taken at `now`
 };
 static_assert(sizeof(Launch) + sizeof(Watch) <= LAUNCH_BYTES, "abi.LAUNCH_BYTES");
@@ -148,14 +149,27 @@ D_CALL bool step(u32 base_at) {
     // after them.
     Frame& f = SHARED(Frame, base_at);
     take_item(base_at, next, v, now);
-    const bool fresh = !f.set_up;
+    if (!f.set_up && opcode >= PROGRAM_FIRST && !(flags & 0xFFFF)) {
+      // Code of the general interpreter that nobody ran since the stay began is fetched line by line, for microseconds;
+      // look() has its own at hand. So a lone program is only set up here, and the slot is looked at once more.
+      const u32 refused = set_up(base_at);
+      __syncwarp();
+      const bool lone = !refused && is_lone(base_at);
+      __syncwarp();
+      if (lane == 0) {
+        f.set_up = !refused;
+        watch.lone_opcode = lone ? opcode : NONE;
+        watch.lone_binding = binding; watch.lone_count = (u32)f.elements; watch.lone_base = f.base;
+        watch.again = lone;
+      }
+      __syncwarp();
+      if (lone) return true;
+    }
+    // The frame may hold another program afterwards, or none.
+    const bool kept = f.set_up;
     if (!run_item(base_at, true)) hand_over(next, 1, HANDED_ITEM);
-    // A frame with an item's own parameters is good for that item alone.
-    const bool lone = fresh && f.set_up && !(flags & FLAG_INLINE_PARAMS) && is_lone(base_at);
-    __syncwarp();
     if (lane == 0) {
-      if (fresh) watch.lone_opcode = lone ? opcode : NONE;
-      if (lone) { watch.lone_binding = binding; watch.lone_count = (u32)f.elements; watch.lone_base = f.base; }
+      if (!kept) watch.lone_opcode = NONE;
       watch.next = next + 1;
       keep_awake(now_ns());
     }
@@ -270,7 +284,13 @@ D_CALL void look(u32 base_at) {
     const u32 lone_opcode = watch.lone_opcode, lone_binding = watch.lone_binding, lone_count = watch.lone_count;
     const u32 place = (u32)next & mask, lap = (u32)(next >> shift) & 0xFFFF;
     uint4 v = make_uint4(0, 0, 0, 0);
-    if (lane < 6) v = load_acquire_sys((const uint4*)(lane < 4 ? slots + SLOT_BYTES * place : control));
+    if (watch.again) {
+      if (lane < 6) v = watch.look[lane];
+      __syncwarp();
+      if (lane == 0) watch.again = 0;
+    } else if (lane < 6) {
+      v = load_acquire_sys((const uint4*)(lane < 4 ? slots + SLOT_BYTES * place : control));
+    }
     const u64 now = __shfl_sync(FULL, now_ns(), 0);
     // What each lane can say by itself: first of a lone item of the frame's program, then of anything at all.
     bool lone = true, news = false;
@@ -303,17 +323,19 @@ D_CALL void look(u32 base_at) {
 D void poller(u32 base_at) {
   Engine* e = (Engine*)launch.engine;
   const u32 lane = threadIdx.x & 31;
-  // Big items that the last stay left unfinished go on first.
-  u64 waiting = e->suspended[0];
+  // One after another, these would be four trips to the second-level cache.
+  const u64 waiting = e->suspended[0], next = e->next[0], fences = e->next[1], applied = e->next[2];
   __syncwarp();
   if (lane == 0) {
     e->suspended[0] = 0;
-    watch.next = e->next[0]; watch.fences = e->next[1]; watch.applied = e->next[2];
+    watch.next = next; watch.fences = fences; watch.applied = applied;
     watch.born = now_ns();
     watch.lone_opcode = NONE;
+    watch.again = 0;
     keep_awake(watch.born);
   }
   __syncwarp();
+  // Big items that the last stay left unfinished go on first.
   for (u64 i = 0; i < waiting; ++i) hand_over(load_relaxed_gpu((u64*)launch.suspended + i), 1, HANDED_RESUME);
   do {
     look(base_at);
