@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import struct
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -37,6 +38,7 @@ NUMPY: Final[dict[MemType, np.dtype[Any]]] = {
 }  # fmt: skip
 """NumPy type of each memory type. bf16 has none of its own and travels as u16."""
 
+_PATIENCE_S: Final = 20e-6
 _GRAIN: Final = 128  # arrays of a piece start at multiples of it: no two of them share a sector of the bus
 _NO_WORDS: Final[NDArray[np.uint64]] = np.empty(0, np.uint64)
 _NO_SUMS: Final[NDArray[np.float64]] = np.empty((0, 0), np.float64)
@@ -121,14 +123,19 @@ class Bindings:
     def wait_for_producers(self, arrays: Iterable[DeviceArray]) -> None:
         """Wait until what their producers have put on their current streams is done (decision 30).
 
-        Their kernels may find no room beside the resident one, so if something is still pending, the stay is asked to
-        end: otherwise they would wait for its grace.
+        Their kernels may find no room beside the resident one, so if something stays pending, the stay is asked to end:
+        otherwise they would wait for its grace. Mostly what is pending is the event that orders us behind an idle stream.
         """
-        ours = self.stream
+        ours, is_done = self.stream, self.device.is_done
         for stream in {each.order_before(ours) for each in arrays}:
-            if not self.device.is_done(stream):
-                self.residency.ask_to_leave()
-                self.device.wait_for(stream)
+            if is_done(stream):
+                continue
+            until = time.perf_counter() + _PATIENCE_S
+            while not is_done(stream):
+                if time.perf_counter() > until:
+                    self.residency.ask_to_leave()
+                    self.device.wait_for(stream)
+                    break
 
     def bind(
         self,

@@ -17,6 +17,7 @@ FIX_PACKAGES: Final = (
 )
 FIX_DRIVER: Final = "install NVIDIA's driver, 525 or later, or use engine='cpu'"
 OLDEST: Final = 75
+_NOT_READY: Final = 600  # CUDA_ERROR_NOT_READY
 
 
 def bindings() -> Any:
@@ -76,6 +77,7 @@ class Device:
         self._context_handle, self._stream_handle = int(self.context), int(self.stream)
         pointer, number = ctypes.c_void_p, ctypes.c_uint
         self._set_context = self._function("cuCtxSetCurrent", pointer)
+        self._query = self._function("cuStreamQuery", pointer)
         self._launch = self._function("cuLaunchKernel", pointer, *[number] * 7, pointer, pointer, pointer)
         self.copies = self.call("make a stream", cu.cuStreamCreate(non_blocking))
         self._registered: dict[int, int] = {}
@@ -181,12 +183,10 @@ class Device:
 
     def is_done(self, stream: int) -> bool:
         """Whether a stream has nothing left to do."""
-        self.enter()
-        status = self.cu.cuStreamQuery(stream)[0]
-        if status.name != "CUDA_ERROR_NOT_READY":
-            self.call("ask a stream", (status,))
-            return True
-        return False
+        status = self._set_context(self._context_handle) or self._query(int(stream))
+        if status and status != _NOT_READY:
+            self.call("ask a stream", (self.cu.CUresult(status),))
+        return not status
 
     @property
     def identity(self) -> str:
