@@ -17,7 +17,7 @@ from vyre.program.ir import Program
 from vyre.program.opcodes import MemType, Type
 from vyre.program.random import NASTY, compare, random_inputs
 from vyre.program.verifier import verify
-from vyre.ring.layout import Opcode, Status
+from vyre.ring.layout import FLAG_INLINE_PARAMS, SLOT_DTYPE, Opcode, Status
 from vyre.store import Store
 
 try:
@@ -167,6 +167,29 @@ def test_a_program_loaded_in_the_place_of_another_is_the_one_that_runs(engine):
             assert np.array_equal(binding.outputs[0], x * np.float32(factor))
         engine.unbind(binding)
         engine.unload(opcode)
+
+
+def test_a_slot_that_brings_its_own_parameters_leaves_the_bound_ones_to_the_others(engine):
+    b = Builder("by")
+    b.input("x", MemType.f32)
+    b.param("p", MemType.f32)
+    b.output("y", MemType.f32)
+    b.op("f32.store", b.op("f32.mul", b.op("f32.load", imm=0), b.op("f32.param", imm=0)), imm=0)
+    opcode = engine.load(verify(b.build()))
+    x = engine.pinned_empty(32, np.float32)
+    x[:] = np.arange(32)
+    binding = engine.bind(opcode, [x], (), [int(np.float32(2).view(np.uint32))])
+    own = np.frombuffer(binding.slot, SLOT_DTYPE).copy()
+    own["flags"] |= FLAG_INLINE_PARAMS
+    own["inline"][0][0] = int(np.float32(3).view(np.uint32))
+    rng = random.Random(5)
+    for _ in range(500):
+        brings = rng.random() < 0.4
+        binding.outputs[0][:] = -1
+        sequence = engine.residency.publish(own.tobytes() if brings else binding.slot)
+        engine.wait(sequence, 1, 10)
+        assert engine.completions(sequence, 1)["status"][0] == Status.DONE
+        assert np.array_equal(binding.outputs[0], x * (3 if brings else 2))
 
 
 def test_a_part_of_a_small_binding_leaves_the_rest_alone_and_the_whole_still_runs(engine):
