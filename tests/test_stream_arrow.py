@@ -15,18 +15,25 @@ from vyre.program.opcodes import MemType
 from vyre.stream import uring
 from vyre.stream.formats import Column, column, numpy_dtype
 from vyre.stream.source import open_columns
+from vyre.stream.syscalls import direct_alignment
 
 pa = pytest.importorskip("pyarrow")
 pytest.importorskip("pyarrow.feather")
 
 COUNT = 10_000
-IO = ["hot", "pread", pytest.param("uring", marks=pytest.mark.skipif(uring.available() is not None, reason="none"))]
+no_ring = pytest.mark.skipif(uring.available() is not None, reason="no io_uring here")
+IO = ["hot", "pread", *(pytest.param(io, marks=no_ring) for io in ("uring", "uring-direct"))]
 
 
 @vyre.program
 def worth(price: vyre.f64, size: vyre.i32) -> vyre.f64:
     vyre.sum(total=price * size)
     return price * size
+
+
+def has_direct(path):
+    with open(path, "rb") as file:
+        return direct_alignment(file.fileno()) is not None
 
 
 def table():
@@ -50,6 +57,8 @@ def write(path, data, batch=COUNT, **options):
 def test_a_file_of_any_batches_gives_the_bits_that_its_columns_in_memory_give(tmp_path, io, name, batch):
     data = table()
     path = write(tmp_path / name, data, batch)
+    if io == "uring-direct" and not has_direct(path):
+        pytest.skip("no direct I/O on this file system")
     with vyre.open("cpu") as session:
         found = session.run(worth, path, io=io)
         right = session.run(worth, price=data["price"].to_numpy(), size=data["size"].to_numpy())

@@ -13,12 +13,14 @@ from vyre.program.opcodes import MemType
 from vyre.stream import uring
 from vyre.stream.formats import Column, column, numpy_dtype
 from vyre.stream.source import open_columns
+from vyre.stream.syscalls import direct_alignment
 
 COUNT = 5_000
 TRADES = np.dtype(
     [("id", "<i8"), ("price", "<f4"), ("flag", "?"), ("pos", [("x", "<f8"), ("y", "<f8")]), ("rgb", "u1", (3,))]
 )
-IO = ["hot", "pread", pytest.param("uring", marks=pytest.mark.skipif(uring.available() is not None, reason="none"))]
+no_ring = pytest.mark.skipif(uring.available() is not None, reason="no io_uring here")
+IO = ["hot", "pread", *(pytest.param(io, marks=no_ring) for io in ("uring", "uring-direct"))]
 
 
 @vyre.program
@@ -53,6 +55,10 @@ def trades(tmp_path):
 @pytest.mark.parametrize("chunk", [None, 1024, 3000])
 def test_columns_of_an_array_give_the_bits_that_the_same_columns_in_memory_give(points, io, chunk):
     path, array = points
+    if io == "uring-direct":
+        with open(path, "rb") as file:
+            if direct_alignment(file.fileno()) is None:
+                pytest.skip("no direct I/O on this file system")
     bound = {"a": column(path, 3), "b": column(path, 0), "c": column(path, 15)}
     with vyre.open("cpu") as session:
         found = session.run(last_of_three, bound, io=io, chunk=chunk)
