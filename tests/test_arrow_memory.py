@@ -169,3 +169,21 @@ vyre.run(vyre.expression("x", types={"x": "f64"}), polars.DataFrame({"x": [1.0]}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert "the DataFrame needs pyarrow" in done.stderr
     assert "pip install 'vyre-runtime[arrow]'" in done.stderr
+
+
+class Once:
+    """A series whose stream can be had once, as those of some libraries can."""
+
+    def __init__(self, array):
+        self._arrays = [array]
+
+    def __arrow_c_stream__(self, requested_schema=None):
+        return self._arrays.pop().__arrow_c_stream__(requested_schema)
+
+
+def test_a_series_whose_stream_can_be_had_once_is_asked_once(session):
+    for column in (pa.chunked_array([PRICE]), chunked_table()["price"]):
+        assert session.run(keep, x=Once(column)).value.tobytes() == PRICE.tobytes()
+        assert session.submit(keep, x=Once(column)).result().value.tobytes() == PRICE.tobytes()
+        with session.stream(keep, x=Once(column)) as stream:
+            assert np.concatenate([part.value for part in stream]).tobytes() == PRICE.tobytes()

@@ -214,14 +214,17 @@ def are_paths(value: object) -> bool:
     )
 
 
-def any_in_chunks(loaded: Loaded, named: Mapping[str, Any]) -> bool:
-    """True when some input is a column in several arrays, which a stream reads where they are."""
+def any_in_chunks(loaded: Loaded, named: dict[str, Any]) -> bool:
+    """True when some input is a column in several arrays, which a stream reads where they are.
+
+    Series are replaced by their arrays, in ``named``: some can be asked for them but once.
+    """
     for stream in loaded.program.inputs:
         value = named.get(stream.name)
         if type(value) is np.ndarray:
             continue
         if is_series(value):
-            value = series_of(stream.name, value)
+            value = named[stream.name] = series_of(stream.name, value)
         if isinstance(value, Chunked) and len(value.arrays) > 1:
             return True
     return False
