@@ -46,7 +46,7 @@ def hog() -> Iterator[None]:
 
 def measure(bench: Bench) -> None:
     elements = (3 << 20) + 1_000 if bench.quick else 256 << 20
-    times = 2 if bench.quick else 8
+    times = 2 if bench.quick else 16
     folder = bench.folder(4 * elements)
     path = folder / "x.f32"
     rng = np.random.default_rng(3)

@@ -23,10 +23,11 @@ EXPORTS: Final[dict[str, int]] = {
     "pump_loop": 1,
     "copier_loop": 1,
     "wait_frame": 3,
+    "wait_end": 2,
     "ring_bell": 1,
     "give_back": 2,
 }
-_SHORT: Final = frozenset({"give_back"})
+_SHORT: Final = frozenset({"give_back", "ring_bell"})
 """Called with the GIL held: giving it up would cost a turn behind every other thread that wants it, 5 ms each."""
 
 
@@ -37,8 +38,12 @@ class PumpFunctions:
     pump_loop: Any
     copier_loop: Any
     wait_frame: Any
+    wait_end: Any
     ring_bell: Any
     give_back: Any
+    pump_address: int
+    """Of pump_loop, for a thread that Python does not know."""
+    copier_address: int
 
 
 _lock = threading.Lock()
@@ -60,11 +65,12 @@ def pump_functions(store: Store | None) -> PumpFunctions:
                 raise EngineUnavailable(f"the pump is compiled for x86_64 and aarch64, not for {arch}")
             addresses = compile_ir(kept_ir(_unit, arch, EXPORTS, store), list(EXPORTS), store)
             word = ctypes.c_uint64
-            made = {}
+            made: dict[str, Any] = {}
             for name, count in EXPORTS.items():
                 kind = ctypes.PYFUNCTYPE if name in _SHORT else ctypes.CFUNCTYPE
                 made[name] = kind(word, *[word] * count)(addresses[name])
-            _found.append(PumpFunctions(**made))
+            places = {"pump_address": addresses["pump_loop"], "copier_address": addresses["copier_loop"]}
+            _found.append(PumpFunctions(**made, **places))
         return _found[0]
 
 

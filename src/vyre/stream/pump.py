@@ -289,6 +289,21 @@ def wait_frame(pump: int, frame: int, timeout_ns: int) -> int:
     return state
 
 
+@pump_unit.function
+def wait_end(pump: int, timeout_ns: int) -> int:
+    """Sleep until a pump that was asked to stop has ended, or the time is over. Its state."""
+    until = now_ns() + timeout_ns
+    ring_bell(pump)
+    while load32_acquire(pump + P_STATE) == 0 and now_ns() < until:
+        bell = load32_acquire(load64(pump + P_BELL))
+        fetch_add32(load64(pump + P_WAITERS), 1)
+        now = now_ns()
+        if load32_acquire(pump + P_STATE) == 0 and now < until:
+            futex_wait(load64(pump + P_BELL), bell, until - now)
+        fetch_add32(load64(pump + P_WAITERS), 0 - 1)
+    return load32_acquire(pump + P_STATE)
+
+
 # --- memory -------------------------------------------------------------------------------------------------------------
 
 

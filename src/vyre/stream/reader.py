@@ -30,24 +30,32 @@ from vyre.stream.pread import read_failed
 from vyre.stream.source import Chunk, Source, shrank
 from vyre.stream.syscalls import KERNEL
 from vyre.stream.tables import RUNG_OF, RUNS_AT_ONCE, FramePlace, Publish, Tables
+from vyre.stream.threads import NativeThread
 from vyre.stream.uring import Ring, refused
 
 CLOSE_TIMEOUT_S: Final = 10.0
 _POLL_S: Final = 0.05  # waits come back to Python so often, for Ctrl-C
+_LOOKS_S: Final = 0.000_2  # at a pump that was asked to end, before the GIL is given up for its sake
 _REQUESTS: Final = RING_ENTRIES - 2  # two entries are for the end
 
 
 class PumpNatives(Protocol):
-    """The compiled pump: functions of u64 that release the GIL, but for ``give_back``, which is too short for that."""
+    """The compiled pump: functions of u64 that release the GIL, but for the short ones, ``give_back`` and ``ring_bell``."""
 
     @property
     def pump_loop(self) -> Callable[[int], int]: ...
 
     @property
-    def copier_loop(self) -> Callable[[int], int]: ...
+    def pump_address(self) -> int: ...
+
+    @property
+    def copier_address(self) -> int: ...
 
     @property
     def wait_frame(self) -> Callable[[int, int, int], int]: ...
+
+    @property
+    def wait_end(self) -> Callable[[int, int], int]: ...
 
     @property
     def give_back(self) -> Callable[[int, int], int]: ...
@@ -409,26 +417,41 @@ class _Pump:
         self.error: BaseException | None = None
         self.cached_rung = Rung.PREAD
         self._ring: Ring | None = None
-        self._threads: list[threading.Thread] = []
+        self._thread: threading.Thread | None = None
+        self._native: list[NativeThread] = []
         self._pid = os.getpid()
 
     def start(self) -> None:
-        assert self.natives is not None
-        names = [("vyre-pump", _pump_thread)] + [(f"vyre-copier-{n}", _copier_thread) for n in range(self.copiers)]
-        for name, target in names:
-            thread = threading.Thread(target=target, args=(self,), name=name, daemon=True)
-            thread.start()
-            self._threads.append(thread)
+        """Start the threads. Only one that has to set an io_uring up begins in Python."""
+        natives, address = self.natives, self.tables.address
+        assert natives is not None
+        if any(decision.rung.is_uring for decision in self.plan.files):
+            self._thread = threading.Thread(target=_pump_thread, args=(self,), name="vyre-pump", daemon=True)
+            self._thread.start()
+        else:
+            self._native.append(NativeThread("vyre-pump", natives.pump_address, address))
+        for number in range(self.copiers):
+            self._native.append(NativeThread(f"vyre-copier-{number}", natives.copier_address, address))
 
     def stop(self) -> None:
         """Ask the threads to end and join them."""
-        if self.natives is None or os.getpid() != self._pid:
+        if self.natives is None or os.getpid() != self._pid or not (self._thread or self._native):
             return
-        self.tables.words[f.P_STOP // 8] = 1
-        for thread in self._threads:
-            while thread.is_alive():
-                self.natives.ring_bell(self.tables.address)
-                thread.join(_POLL_S)
+        words, address = self.tables.words, self.tables.address
+        words[f.P_STOP // 8] = 1
+        self.natives.ring_bell(address)
+        until = time.monotonic() + _LOOKS_S
+        while words[f.P_STATE // 8] & 0xFFFF_FFFF == f.RUNNING:
+            if time.monotonic() > until:
+                self.natives.wait_end(address, int(_POLL_S * 1e9))
+        if self._thread is not None:
+            self._thread.join()
+        elif words[f.P_STATE // 8] & 0xFFFF_FFFF == f.DIRTY:  # a copier that the device does not let go
+            self.pool.retire()
+            return
+        for thread in self._native:
+            thread.join(ending=self.copiers == 0)
+        self._native.clear()
 
     def open_ring(self) -> None:
         """Set the io_uring up in the thread that will drive it; another way in when it is refused now."""
@@ -478,9 +501,3 @@ def _pump_thread(state: _Pump) -> None:
         state.error = error
         tables.words[f.P_STATE // 8] = f.ENDED
         state.natives.ring_bell(tables.address)
-
-
-def _copier_thread(state: _Pump) -> None:
-    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    assert state.natives is not None
-    state.natives.copier_loop(state.tables.address)
