@@ -24,8 +24,8 @@ from vyre.engines.cuda.caller import Call
 from vyre.engines.cuda.engine import CudaEngine
 from vyre.ring.layout import SLOT_DTYPE
 
-LOADS = (10_000, 30_000, 100_000, 200_000, 500_000, 1_000_000, 2_000_000, 5_000_000, 10_000_000)
-SECONDS, ITEMS, ROUNDS = 0.15, 400_000, 3
+LOADS = (10_000, 30_000, 100_000, 300_000, 1_000_000, 3_000_000, 10_000_000)
+SECONDS, ITEMS, ROUNDS = 0.12, 400_000, 3
 BOUND_US = 50.0  # a load is borne when 99 of 100 results are there in this time
 OPERATIONS = 16
 Method = Callable[[np.ndarray], np.ndarray]
