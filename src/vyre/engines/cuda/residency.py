@@ -37,6 +37,7 @@ from vyre.ring.layout import (
     SLOT_BYTES,
     SLOT_DTYPE,
     Opcode,
+    Status,
 )
 from vyre.store import Store
 
@@ -46,6 +47,7 @@ _LEFT, _FINAL, _UNFINISHED, _BROKEN, _APPLIED = (
     _FIELDS[n] for n in ("left", "final_tail", "unfinished", "broken", "applied")
 )
 _FENCE: Final = int(Opcode.BATCH_FENCE)
+_EMPTY: Final = int(Status.EMPTY)
 _PUBLISHED, _GENERATION, _COUNTED = caller.R_PUBLISHED // 8, caller.R_GENERATION // 8, caller.R_FENCES // 8
 _HELD: Final = caller.R_HELD // 8
 _LAUNCHED: Final = abi.LAUNCH.fields["generation"][1] // 8  # type: ignore[index]
@@ -547,6 +549,8 @@ class Residency:
         at = first & self._mask
         count = min(n, self.capacity - at)
         found = self.records[at : at + count].copy()
+        if n == 1:
+            self._slot_words[at << 4] = _EMPTY  # a batch's slots are EMPTY all the time
         self._busy_array[at : at + count] = 0
         if count < n:
             found = np.concatenate([found, self.records[: n - count]])
@@ -559,6 +563,7 @@ class Residency:
         w = self._record_words
         base = 8 * at
         answer = (w[base + 1] & 0xFFFF_FFFF, w[base + 1] >> 32, w[base + 2] & 0xFFFF_FFFF, w[base + 3], w[base + 4])
+        self._slot_words[at << 4] = _EMPTY
         self._busy[at] = 0
         return answer
 
