@@ -7,6 +7,7 @@ bytes themselves come as those of every other file (plan, reader). Leaves to oth
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -33,21 +34,51 @@ def names_in(fd: int, path: str, size: int) -> list[str]:
         BindError: pyarrow is missing.
         StreamError: it is no Arrow IPC file.
     """
-    with _Mapping(fd, path, size) as mapping:
-        return list(mapping.schema.names)
+    mapping = _Mapping(fd, path, size)
+    try:
+        with mapping:
+            return list(mapping.schema.names)
+    finally:
+        mapping.close()
 
 
-def find_column(fd: int, path: str, size: int, field: Field | None, name: str) -> ArrowColumn:
-    """Find the elements of a column in every record batch.
+class ArrowFiles:
+    """The Arrow files of one source: each is looked through once, however many of its columns are wanted."""
 
-    Args:
-        field: its name ("pos.x" for a part of a struct) or index; None takes the column called ``name``, or the only one.
-        name: of the input.
-    Raises:
-        BindError: no such column, nulls, or a type that memory cannot hold as it lies; with the cast to write.
-        StreamError: no Arrow IPC file, a damaged one, or a compressed one.
-    """
-    with _Mapping(fd, path, size) as mapping:
+    def __init__(self) -> None:
+        self._seen: dict[tuple[int, int], _Mapping] = {}
+
+    def find(self, fd: int, path: str, size: int, field: Field | None, name: str) -> ArrowColumn:
+        """Find the elements of a column in every record batch.
+
+        Args:
+            field: its name ("pos.x" for a part of a struct) or index; None takes the column called ``name``, or the only
+                one.
+            name: of the input.
+        Raises:
+            BindError: no such column, nulls, or a type that memory cannot hold as it lies; with the cast to write.
+            StreamError: no Arrow IPC file, a damaged one, or a compressed one.
+        """
+        status = os.fstat(fd)
+        key = (status.st_dev, status.st_ino)
+        if key not in self._seen:
+            self._seen[key] = _Mapping(fd, path, size)
+        return _find(self._seen[key], path, field, name)
+
+    def close(self) -> None:
+        """Let go of every file."""
+        while self._seen:
+            self._seen.popitem()[1].close()
+
+    def __enter__(self) -> ArrowFiles:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _find(mapping: _Mapping, path: str, field: Field | None, name: str) -> ArrowColumn:
+    with mapping:
         steps = _steps(path, mapping.schema, field, name)
         what = f"{path}: column {'.'.join([mapping.schema.names[steps[0]], *map(str, steps[1:])])!r}"
         type_ = mapping.schema.field(steps[0]).type
@@ -96,6 +127,8 @@ class _Mapping:
         self._pa = pyarrow(f"{path}: reading Arrow files")
         self._path = path
         self._size = size
+        self._batches: list[Any] = []
+        self._reader: Any = None
         if size == 0:
             raise StreamError(f"{path}: not an Arrow IPC file: it is empty")
         try:
@@ -125,13 +158,26 @@ class _Mapping:
 
     def arrays(self, column: int) -> Iterator[Any]:
         """The column's array of each record batch."""
-        reader = self._open()
+        index = 0
+        # One after the other: of a compressed file, which is refused at its first, no more than that is unpacked.
+        while index < len(self._batches) or self._read_batch():
+            yield self._batches[index].column(column)
+            index += 1
+
+    def _read_batch(self) -> bool:
+        """Read the metadata of one batch more. False: that was the last one."""
+        if self._reader is None:
+            self._reader = self._open()
         if self._file:
-            for index in range(reader.num_record_batches):
-                yield reader.get_batch(index).column(column)
-        else:
-            for batch in reader:
-                yield batch.column(column)
+            if len(self._batches) == self._reader.num_record_batches:
+                return False
+            self._batches.append(self._reader.get_batch(len(self._batches)))
+            return True
+        try:
+            self._batches.append(self._reader.read_next_batch())
+        except StopIteration:
+            return False
+        return True
 
     def place(self, array: Any, dtype: MemType, what: str, index: int) -> int:
         """Offset in the file of an array's first element."""
@@ -163,7 +209,11 @@ class _Mapping:
     def __enter__(self) -> _Mapping:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+    def close(self) -> None:
+        self._batches.clear()
+        self._reader = None
         self._map.close()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, self._failures()) and not isinstance(error, VyreError):
             raise self._damaged(error) from None

@@ -23,7 +23,7 @@ from vyre.errors import BindError, StreamError
 from vyre.program.opcodes import MemType
 from vyre.stream.arrow import SUFFIXES
 from vyre.stream.arrow_file import MAGIC as ARROW_MAGIC
-from vyre.stream.arrow_file import find_column
+from vyre.stream.arrow_file import ArrowFiles
 from vyre.stream.arrow_memory import Chunked
 from vyre.stream.formats import (
     NPY_MAGIC,
@@ -350,7 +350,7 @@ def open_columns(spec: Mapping[str, ColumnSpec], declared: Mapping[str, MemType]
     strips: dict[str, Strip] = {}
     takes: dict[str, Take] = {}
     notes: list[str] = []
-    with contextlib.ExitStack() as undo:
+    with contextlib.ExitStack() as undo, ArrowFiles() as arrow:
         for name, dtype in declared.items():
             what = spec[name]
             if isinstance(what, (np.ndarray, Chunked)):
@@ -358,7 +358,7 @@ def open_columns(spec: Mapping[str, ColumnSpec], declared: Mapping[str, MemType]
                 takes[name] = Take(name, 0, dtype)
             else:
                 column = what if isinstance(what, Column) else Column(what)
-                strip, inside = _open_files(name, column, dtype, undo, notes)
+                strip, inside = _open_files(name, column, dtype, undo, notes, arrow)
                 takes[name] = Take(_shared(strips, name, strip), inside, dtype)
         _check_lengths({name: strips[take.strip].count for name, take in takes.items()})
         undo.pop_all()
@@ -385,7 +385,8 @@ def type_in_files(name: str, column: Column) -> MemType | None:
         if format == "npy":
             return read_npy_header(file.fd, file.path, file.size, column.field, name).dtype
         if format == "arrow":
-            return find_column(file.fd, file.path, file.size, column.field, name).dtype
+            with ArrowFiles() as arrow:
+                return arrow.find(file.fd, file.path, file.size, column.field, name).dtype
     return None
 
 
@@ -453,7 +454,7 @@ def _open_arrays(name: str, given: NDArray[Any] | Chunked, dtype: MemType, notes
 
 
 def _open_files(
-    name: str, column: Column, dtype: MemType, undo: contextlib.ExitStack, notes: list[str]
+    name: str, column: Column, dtype: MemType, undo: contextlib.ExitStack, notes: list[str], arrow: ArrowFiles
 ) -> tuple[Strip, int]:
     """Open a column's files; what is to be read of them, and where in each row the column is."""
     if isinstance(column, Ranges):
@@ -468,7 +469,7 @@ def _open_files(
         if listed and column.elements is not None:
             raise BindError(f"elements={column.elements} names a part of one file, but {path} is one of a directory")
         file = _open_file(path, undo)
-        found = _find(file, column, dtype, name, notes)
+        found = _find(file, column, dtype, name, notes, arrow)
         if found.width > ROW_BYTES_MAX:
             raise stream_error(
                 f"{path}: rows of {found.width:,} bytes; one of {ROW_BYTES_MAX:,} is the longest",
@@ -519,7 +520,7 @@ class _Found(NamedTuple):
     places: list[tuple[int, int]]
 
 
-def _find(file: File, column: Column, dtype: MemType, name: str, notes: list[str]) -> _Found:
+def _find(file: File, column: Column, dtype: MemType, name: str, notes: list[str], arrow: ArrowFiles) -> _Found:
     """Find a column's elements in one of its files and check their type."""
     path = file.path
     format = _format(column, path)
@@ -534,7 +535,7 @@ def _find(file: File, column: Column, dtype: MemType, name: str, notes: list[str
         _check_type(f"{path} (input {name!r})", found.dtype, dtype, cast)
         return _Found(found.width, found.inside, [(found.offset, found.elements)])
     if format == "arrow":
-        column_ = find_column(file.fd, path, file.size, column.field, name)
+        column_ = arrow.find(file.fd, path, file.size, column.field, name)
         cast = f"declare the input {column_.dtype.name}, or write the column with column.cast(...)"
         _check_type(f"{path} (input {name!r})", column_.dtype, dtype, cast)
         if column_.note:
