@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -93,13 +94,30 @@ def test_the_array_interface_is_read_and_its_stream_waited_for():
     assert DeviceArray(interface(stream=None), "x", OURS).order_before(OURS) == 0
 
 
-def test_who_speaks_both_is_ordered_by_dlpack_which_knows_the_current_stream():
+def test_who_names_a_stream_is_waited_for_there_and_who_speaks_dlpack_puts_an_event_before_ours():
     both = Dlpack()
     both.__cuda_array_interface__ = interface().__cuda_array_interface__
     a = DeviceArray(both, "x", OURS)
     assert (a.address, both.streams) == (0x2000, [])
+    assert a.order_before(OURS) == 5
+    del both.__cuda_array_interface__["stream"]
     assert a.order_before(OURS) == OURS
     assert both.streams == [OURS]
+
+
+def test_torch_is_asked_for_its_current_stream(monkeypatch):
+    class Tensor(Dlpack):
+        pass
+
+    torch = SimpleNamespace(
+        Tensor=Tensor, cuda=SimpleNamespace(current_stream=lambda device: SimpleNamespace(cuda_stream=40 + device))
+    )
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    value = Tensor(where=(2, 1))
+    a = DeviceArray(value, "x", OURS)
+    value.streams.clear()
+    assert a.order_before(OURS) == 41
+    assert value.streams == []
 
 
 def test_what_the_array_interface_cannot_name_is_read_by_dlpack():
