@@ -21,6 +21,9 @@ from vyre.store import Store
 
 log: Final = logging.getLogger("vyre")
 LOOK_EVERY_S: Final = 0.1
+_RUNNING: Final[list[Any]] = []
+"""Compilers that were started here. A session may be closed before they are done; they are not to be waited for, and
+Python complains of a running process that nobody holds."""
 
 
 def kernel_for(arch: int, store: Store | None, blocks: int, quick_start: bool) -> tuple[bytes, Successor | None]:
@@ -58,6 +61,7 @@ class Successor:
             [sys.executable, "-I", "-c", code], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
+        _RUNNING.append(self._process)
 
     def arrived(self, clock: Callable[[], float] = time.monotonic) -> bytes | None:
         """The kernel, once. None while it is not there, and for good when its compilation failed."""
