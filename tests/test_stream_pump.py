@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ import pytest
 import vyre
 from vyre.errors import StreamError
 from vyre.stream import frames as f
+from vyre.stream import reader as reader_module
 from vyre.stream import uring
 from vyre.stream.syscalls import direct_alignment
 
@@ -181,6 +183,30 @@ def test_a_process_that_is_killed_in_the_middle_of_a_stream_leaves_nothing_behin
     left = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
     assert str(script) not in left
     os.unlink(path)
+
+
+def test_a_pump_that_does_not_end_is_left_alone_with_all_that_it_may_write_into(path, monkeypatch):
+    """As when a device never answers: closing gives up after a while, and neither pool nor ring is used again."""
+    monkeypatch.setattr(reader_module, "CLOSE_TIMEOUT_S", 0.05)
+    with vyre.open("cpu", workers=1, pool_bytes=4 << 20) as session:
+        stream = open_stream(session, same, path, "pread")
+        next(stream)
+        reader, pool = stream._own.reader, stream._own._pool
+        assert pool.bytes > 0
+        hidden = reader._pump.tables
+        with monkeypatch.context() as patch:
+            # Closing looks at a state that nobody writes, and asks nobody to end.
+            still = SimpleNamespace(words=memoryview(bytearray(f.PUMP_BYTES)).cast("Q"), address=hidden.address)
+            patch.setattr(reader._pump, "tables", still)
+            began = time.monotonic()
+            stream.close()
+            assert time.monotonic() - began < 2
+        assert reader.abandoned
+        assert pool.retired
+        assert pool.bytes == 0
+        hidden.words[f.P_STOP // 8] = 1  # now it may
+        reader_module._ABANDONED.remove(reader._pump)
+        reader._pump.stop()
 
 
 @pytest.mark.parametrize("io", WAYS)

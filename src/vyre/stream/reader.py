@@ -36,6 +36,7 @@ from vyre.stream.uring import Ring, refused
 CLOSE_TIMEOUT_S: Final = 10.0
 _POLL_S: Final = 0.05  # waits come back to Python so often, for Ctrl-C
 _LOOKS_S: Final = 0.000_2  # at a pump that was asked to end, before the GIL is given up for its sake
+_ABANDONED: Final[list[_Pump]] = []  # pumps whose threads could not be seen to end
 _REQUESTS: Final = RING_ENTRIES - 2  # two entries are for the end
 
 
@@ -219,6 +220,11 @@ class Reader:
     def address(self) -> int:
         """Of the pump block."""
         return self._tables.address
+
+    @property
+    def abandoned(self) -> bool:
+        """After ``close``: a thread of the pump could not be seen to end, so nothing that it knows may be used again."""
+        return self._pump in _ABANDONED
 
     def frame_address(self, index: int) -> int:
         """Address of the frame of a chunk."""
@@ -440,15 +446,19 @@ class _Pump:
         words, address = self.tables.words, self.tables.address
         words[f.P_STOP // 8] = 1
         self.natives.ring_bell(address)
-        until = time.monotonic() + _LOOKS_S
+        began = time.monotonic()
         while words[f.P_STATE // 8] & 0xFFFF_FFFF == f.RUNNING:
-            if time.monotonic() > until:
+            if time.monotonic() - began > _LOOKS_S:
                 self.natives.wait_end(address, int(_POLL_S * 1e9))
-        if self._thread is not None:
-            self._thread.join()
-        elif words[f.P_STATE // 8] & 0xFFFF_FFFF == f.DIRTY:  # a copier that the device does not let go
+            if time.monotonic() - began > 2 * CLOSE_TIMEOUT_S:
+                break
+        if words[f.P_STATE // 8] & 0xFFFF_FFFF != f.ENDED:
+            # A thread sits in a read that its device does not end. It is left alone, and so is all that it may write into.
+            _ABANDONED.append(self)
             self.pool.retire()
             return
+        if self._thread is not None:
+            self._thread.join()
         for thread in self._native:
             thread.join(ending=self.copiers == 0)
         self._native.clear()
@@ -494,8 +504,6 @@ def _pump_thread(state: _Pump) -> None:
     try:
         state.open_ring()
         state.natives.pump_loop(tables.address)
-        if tables.words[f.P_STATE // 8] & 0xFFFF_FFFF == f.DIRTY:
-            state.pool.retire()
         state.close_ring()
     except BaseException as error:
         state.error = error

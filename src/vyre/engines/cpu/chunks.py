@@ -43,6 +43,7 @@ FRAMES_MIN: Final = 4
 """Chunks that may be finished and not yet asked for where each has outputs: what bounds memory when the caller is slow."""
 LARGER: Final = 4
 """How many times as long chunks of hot files are where they have no outputs, if there are enough of them then."""
+_LEFT: Final[list[object]] = []  # rings and frames of pumps that could not be seen to end
 _WAIT_NS: Final = 50_000_000
 
 
@@ -257,6 +258,9 @@ class CpuChunks:
         if self._reader is not None:
             self._reader.close()
             self._reader.note_demotions()
+            if self._reader.abandoned:  # the pump may still look at ring and frames: they stay with it
+                _LEFT.append((self._ring, self._frames))
+                return
         for frame in self._frames:
             frame.close()
         self._pool.close()
