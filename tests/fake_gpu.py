@@ -27,7 +27,7 @@ from vyre.engines.reference import execute
 from vyre.errors import StreamError
 from vyre.program.opcodes import TILE, AccKind, FaultCode
 from vyre.ring.layout import FLAG_INLINE_PARAMS, INLINE_PARAMS, NO_ELEMENT, NO_PC, RECORD_DTYPE, SLOT_DTYPE, Status
-from vyre.runtime.streaming import combine, identity_of
+from vyre.runtime.totals import combine, identity_of
 
 
 def at(address: int, dtype: Any, count: int = 1) -> np.ndarray:

@@ -7,7 +7,7 @@ import pytest
 
 from vyre.engines.fold import fold_spans
 from vyre.engines.spans import fold_onto
-from vyre.runtime.streaming import SpanFold
+from vyre.runtime.totals import SpanFold
 
 
 @pytest.mark.parametrize("tiles", [0, 1, 1023, 1024, 1025, 5000])

@@ -1,7 +1,7 @@
 """Float sums over tiles that come a few at a time, natively: the order of engines/fold.py, without a NumPy call.
 
 A stream folds the tiles of every chunk. NumPy takes 30 us for it and lets go of the GIL on the way, which costs a turn
-behind every other thread that wants it, 5 ms each. The state is that of runtime.streaming.SpanFold.
+behind every other thread that wants it, 5 ms each. The state is that of runtime.totals.SpanFold.
 
 Owns: the native fold for engines that have none of their own. Leaves to others: the order (fold, which is the
 definition).

@@ -145,7 +145,7 @@ class _Run:
 
     def to_the_end(self) -> ItemResult:
         """All windows, in order. A fault ends it: of the windows before, nothing but what they wrote is left."""
-        from vyre.runtime.streaming import Totals
+        from vyre.runtime.totals import Totals
 
         whole = self.operands
         totals = Totals(self.loaded.program)

@@ -96,10 +96,7 @@ EXPORTS: Final[dict[str, int]] = {
     "wake_workers": 2,
     "drain": 2,
     "fold_tile_sums": 6,
-    "fold_onto": 4,
 }
-_SHORT: Final = frozenset({"fold_onto"})
-"""Called with the GIL held: beside a busy thread it costs 5 ms to get it back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +117,6 @@ class Natives:
     wake_workers: Any
     drain: Any
     fold_tile_sums: Any
-    fold_onto: Any
 
 
 _natives: list[Natives] = []
@@ -137,11 +133,7 @@ def natives(store: Store | None) -> Natives:
         raise EngineUnavailable(f"engine cpu runs on x86_64 and aarch64, not on {arch}", fix="take engine reference")
     addresses = compile_ir(kept_ir(_protocol, arch, EXPORTS, store), list(EXPORTS), store)
     word = ctypes.c_uint64
-    made = {}
-    for name, count in EXPORTS.items():
-        kind = ctypes.PYFUNCTYPE if name in _SHORT else ctypes.CFUNCTYPE
-        made[name] = kind(word, *[word] * count)(addresses[name])
-    _natives[:] = [Natives(**made)]
+    _natives[:] = [Natives(**{n: ctypes.CFUNCTYPE(word, *[word] * k)(addresses[n]) for n, k in EXPORTS.items()})]
     return _natives[0]
 
 
@@ -628,6 +620,13 @@ class CpuEngine:
     def resident(self) -> bool:
         """Whether there are threads that run what is published; else whoever waits does."""
         return bool(self._threads)
+
+    @property
+    def fold_onto(self) -> Callable[[int, int, int, int], int]:
+        """What folds the tiles of a stream's parts: see vyre.engines.spans."""
+        from vyre.engines.spans import fold_onto
+
+        return fold_onto(self.store)
 
     def open_chunks(
         self,

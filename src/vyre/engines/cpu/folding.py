@@ -88,31 +88,6 @@ def fold_tile_sums(scratch: int, sums: int, stride: int, tile: int, tiles: int, 
 
 
 @fold_unit.function
-def fold_onto(state: int, sums: int, stride: int, tiles: int) -> int:
-    """Fold the next tile results of a stream, which come in order and a few at a time.
-
-    state: {u64 number of the next tile, f64 total of the complete spans, f64[1,024] tiles of the span that is not}.
-    """
-    done = 0
-    next_ = load64(state)
-    while done < tiles:
-        start = next_ & SPAN_MASK
-        n = SPAN_MASK + 1 - start
-        if n > tiles - done:
-            n = tiles - done
-        i = 0
-        while i < n:
-            store64(state + 16 + 8 * (start + i), load64(sums + stride * (done + i)))
-            i += 1
-        done += n
-        next_ += n
-        if next_ & SPAN_MASK == 0:
-            store64(state + 8, f64_add(load64(state + 8), fold_span(state + 16, SPAN_MASK + 1)))
-    store64(state, next_)
-    return 0
-
-
-@fold_unit.function
 def fold_two(kind: int, a: int, b: int) -> int:
     """One step of a fold that is free of order. a and b are bits in memory form."""
     if kind == FOLD_ADD:
