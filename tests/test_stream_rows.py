@@ -67,11 +67,14 @@ def test_columns_of_an_array_give_the_bits_that_the_same_columns_in_memory_give(
     assert found["total"] == right["total"]
 
 
-def test_the_report_counts_whole_rows_once_and_the_fields_as_a_copy(points):
+@pytest.mark.parametrize("chunk", [None, 1024])
+@pytest.mark.parametrize("io", ["hot", "pread"])
+def test_the_report_counts_whole_rows_once_and_the_fields_as_a_copy(points, io, chunk):
     path, array = points
     with vyre.open("cpu") as session:
-        report = session.run(last_of_three, a=column(path, 3), b=column(path, 0), c=column(path, 15), io="hot").report
-    assert report.bytes_by_way == {"worker page cache": array.nbytes}
+        fields = {"a": column(path, 3), "b": column(path, 0), "c": column(path, 15)}
+        report = session.run(last_of_three, fields, io=io, chunk=chunk).report
+    assert list(report.bytes_by_way.values()) == [array.nbytes]
     assert report.copies == {"fields taken out of rows": 3 * 4 * COUNT}
     assert any("12 of every 64 bytes" in note for note in report.notes)
     assert f"{3 * 4 * COUNT:,} bytes fields taken out of rows" in str(report)

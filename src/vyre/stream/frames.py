@@ -20,7 +20,8 @@ chunks in order looks at one word after the other, and a chunk waits while its f
   After a FAULT the chunk's memory stays as it is until then.
 
 Descriptors of a frame are at F_INPUTS, one of 32 bytes for each column, in the form that bindings have:
-``{kind, address or fd, byte offset, 0}`` (OperandKind MEMORY or FILE). F_ORIGIN and F_ELEMENTS are addresses of the words
+``{kind, address or fd, byte offset, 0}`` (OperandKind MEMORY or FILE; above its low byte the kind's word has what the
+engine wants to know about rows, see ``tables.Field``). F_ORIGIN and F_ELEMENTS are addresses of the words
 that take the first element and the count. They may lie in a binding that a worker reads, or in memory of the consumer.
 
 Waiting: P_BELL and P_WAITERS are addresses of a futex word and a count, those of the engine's session block in PUBLISH
@@ -195,20 +196,22 @@ R_NEEDS: Final = 40  # u64: 1 when something is read into memory of the pool
 RUN_BYTES: Final = 64
 
 # --- piece: bytes of one column of a chunk that lie together ----------------------------------------------------------------
-K_KIND: Final = 0  # u64: IN_MEMORY, IN_FILE, TO_READ or TO_COPY
+K_KIND: Final = 0  # u64: IN_MEMORY, IN_FILE, TO_READ, TO_COPY or ALIAS
 K_COLUMN: Final = 8
 K_FILE: Final = 16  # u64: number of the file
 K_OFFSET: Final = 24  # u64: in the file; in memory: address
 K_STEP: Final = 32  # u64: how much further the next chunk's lies
 K_SIZE: Final = 40  # u64: bytes
 K_PLACE: Final = 48  # u64: where it goes in the chunk's buffer
-K_HOW: Final = 56  # u64: STARTS, EXACT
+K_HOW: Final = 56  # u64: STARTS, EXACT; above them what the first word of the descriptor has beside its kind
 PIECE_BYTES: Final = 64
 IN_MEMORY: Final = 0
 IN_FILE: Final = 1  # left to the worker
 TO_READ: Final = 2
+ALIAS: Final = 4  # the bytes of input K_OFFSET, seen as another field of the same rows
 TO_COPY: Final = 3  # memory that is joined with its neighbours; K_OFFSET is an address
 STARTS: Final = 1  # it begins its column
+HOW_MASK: Final = 0xFF  # the rest of K_HOW goes into the descriptor as it is
 EXACT: Final = 2  # its neighbours in memory are other pieces: a read must not be widened
 
 # --- request: one read that is out ------------------------------------------------------------------------------------------

@@ -51,6 +51,7 @@ from vyre.ring.layout import (
 from vyre.ring.producer import acknowledge, publish, record_address, stop_address
 from vyre.ring.waiting import waiting, wake_workers
 from vyre.stream.frames import (
+    ALIAS,
     BUFFERED,
     DIRECT_REGISTERED,
     DIRTY,
@@ -80,6 +81,7 @@ from vyre.stream.frames import (
     FREE,
     FULL,
     HOT,
+    HOW_MASK,
     IN_FILE,
     IN_MEMORY,
     K_COLUMN,
@@ -202,6 +204,7 @@ from vyre.stream.frames import (
 KIND_MEMORY = OperandKind.MEMORY
 KIND_FILE = OperandKind.FILE
 DESCRIPTOR_BYTES = 32
+HOW_BITS = 8
 RECORD_DONE = Status.DONE
 S_FIRST_LOW = 4 * SLOT["first_low"].at
 S_FIRST_HIGH = 4 * SLOT["first_high"].at
@@ -744,6 +747,12 @@ def begin(pump: int) -> int:
 
 
 @pump_unit.function
+def layout_of(piece: int) -> int:
+    """What the first word of a descriptor has above its kind."""
+    return load64(piece + K_HOW) >> HOW_BITS << HOW_BITS
+
+
+@pump_unit.function
 def lay_reads(pump: int, frame: int, piece: int, offset: int) -> int:
     """Queue the reads of one piece. 0 when requests ran out: P_LAY_AT says where to go on."""
     file = load64(pump + P_FILES) + FILE_BYTES * load64(piece + K_FILE)
@@ -764,7 +773,7 @@ def lay_reads(pump: int, frame: int, piece: int, offset: int) -> int:
     base = load64(buffer) + load64(piece + K_PLACE)
     if load64(piece + K_HOW) & STARTS != 0:
         descriptor = load64(frame + F_INPUTS) + DESCRIPTOR_BYTES * load64(piece + K_COLUMN)
-        store64(descriptor, KIND_MEMORY)
+        store64(descriptor, KIND_MEMORY | layout_of(piece))
         store64(descriptor + 8, base + head)
         store64(descriptor + 16, 0)
     wanted = head + size
@@ -811,7 +820,7 @@ def join(pump: int, frame: int, piece: int, address: int) -> None:
     size = load64(piece + K_SIZE)
     if load64(piece + K_HOW) & STARTS != 0:
         descriptor = load64(frame + F_INPUTS) + DESCRIPTOR_BYTES * load64(piece + K_COLUMN)
-        store64(descriptor, KIND_MEMORY)
+        store64(descriptor, KIND_MEMORY | layout_of(piece))
         store64(descriptor + 8, to)
         store64(descriptor + 16, 0)
     copy(to, address, size)
@@ -832,19 +841,24 @@ def lay(pump: int) -> int:
         offset = load64(piece + K_OFFSET) + load64(pump + P_LAY_K) * load64(piece + K_STEP)
         descriptor = load64(frame + F_INPUTS) + DESCRIPTOR_BYTES * load64(piece + K_COLUMN)
         if kind == IN_MEMORY:
-            store64(descriptor, KIND_MEMORY)
+            store64(descriptor, KIND_MEMORY | layout_of(piece))
             store64(descriptor + 8, offset)
             store64(descriptor + 16, 0)
             taken = pump + P_TAKEN + 8 * MEMORY
             store64(taken, load64(taken) + load64(piece + K_SIZE))
         elif kind == IN_FILE:
             file = load64(pump + P_FILES) + FILE_BYTES * load64(piece + K_FILE)
-            store64(descriptor, KIND_FILE)
+            store64(descriptor, KIND_FILE | layout_of(piece))
             store64(descriptor + 8, load64(file + L_FD))
             store64(descriptor + 16, offset)
             store64(frame + F_HOT, load64(frame + F_HOT) + load64(piece + K_SIZE))
         elif kind == TO_COPY:
             join(pump, frame, piece, offset)
+        elif kind == ALIAS:
+            first = load64(frame + F_INPUTS) + DESCRIPTOR_BYTES * load64(piece + K_OFFSET)
+            store64(descriptor, load64(first) & HOW_MASK | layout_of(piece))
+            store64(descriptor + 8, load64(first + 8))
+            store64(descriptor + 16, load64(first + 16))
         elif lay_reads(pump, frame, piece, offset) == 0:
             store64(pump + P_LAY_PIECE, i)
             return 0

@@ -29,7 +29,7 @@ from vyre.stream.pool import Buffer, Pool
 from vyre.stream.pread import read_failed
 from vyre.stream.source import Chunk, Source, shrank
 from vyre.stream.syscalls import KERNEL
-from vyre.stream.tables import RUNG_OF, RUNS_AT_ONCE, FramePlace, Publish, Tables
+from vyre.stream.tables import RUNG_OF, RUNS_AT_ONCE, Field, FramePlace, Publish, Tables
 from vyre.stream.threads import NativeThread
 from vyre.stream.uring import Ring, refused
 
@@ -117,6 +117,7 @@ class Reader:
         natives: PumpNatives | None = None,
         publish: Publish | None = None,
         places: Sequence[FramePlace] | None = None,
+        fields: Sequence[Field] | None = None,
         copiers: int = 0,
     ) -> None:
         """Lay everything out; the first ``submit`` starts the pump.
@@ -125,6 +126,7 @@ class Reader:
             natives: the compiled pump; None has Python execute it in the calling thread.
             publish: where full chunks are published; None tells the caller (``ready``).
             places: the engine's words for each frame; given with ``publish``.
+            fields: the engine's inputs, where they are not the strips one by one; given with ``publish``.
             copiers: threads beside the pump that read through the page cache. Only with ``natives``.
         Raises:
             StreamError: a chunk does not fit into the pool.
@@ -134,7 +136,7 @@ class Reader:
         self.pool = pool
         self._natives = natives if plan.kernel is KERNEL else None
         assert publish is None or self._natives is not None, "only a compiled pump publishes"
-        self._tables = Tables(source, plan, pool, _REQUESTS, publish, places, copiers if self._natives else 0)
+        self._tables = Tables(source, plan, pool, _REQUESTS, publish, places, copiers if self._natives else 0, fields)
         self.frames = self._tables.frame_count
         self._machine = PythonMachine(plan.kernel)
         self._pump = _Pump(self._tables, plan, pool, self._natives, copiers)

@@ -41,6 +41,13 @@ class FramePlace(NamedTuple):
     inputs: int
 
 
+class Field(NamedTuple):
+    """An input of the engine's: the strip that it lies in, and what its descriptor says above the kind, about rows."""
+
+    strip: str
+    layout: int
+
+
 class Publish(NamedTuple):
     """Where full chunks are published: addresses of a ring's control block and its session block, workers to wake."""
 
@@ -71,10 +78,14 @@ class Tables:
         publish: Publish | None,
         places: Sequence[FramePlace] | None,
         copiers: int,
+        fields: Sequence[Field] | None = None,
     ) -> None:
         self._source = source
         self._plan = plan
-        self.columns = {name: at for at, name in enumerate(source.strips)}
+        self._fields = [Field(name, 0) for name in source.strips] if fields is None else list(fields)
+        self._inputs: dict[str, list[int]] = {name: [] for name in source.strips}
+        for at, field in enumerate(self._fields):
+            self._inputs[field.strip].append(at)
         self.files = list(dict.fromkeys(decision.file for decision in plan.files))
         self._numbers = {file: at for at, file in enumerate(self.files)}
         self.frame_count = OUTSTANDING_MAX if places is None else len(places)
@@ -111,12 +122,12 @@ class Tables:
         """Set aside every table. A page that nobody touches costs nothing, so the bounds may be generous."""
         cuts = sum(max(0, len(strip.segments) - 1) for strip in source.strips.values())
         runs = 3 * cuts + 2
-        pieces = runs * len(source.strips) + 2 * cuts
+        pieces = runs * max(len(source.strips), len(self._fields)) + 2 * cuts
         queue = 1 << (requests - 1).bit_length()
         sizes = {
             "pump": f.PUMP_BYTES,
             "frames": f.FRAME_BYTES * self.frame_count,
-            "descriptors": 64 * self.frame_count + 32 * len(source.strips) * self.frame_count,
+            "descriptors": 64 * self.frame_count + 32 * len(self._fields) * self.frame_count,
             "files": f.FILE_BYTES * max(1, len(self.files)),
             "requests": f.REQUEST_BYTES * requests,
             "request_stack": 8 * requests,
@@ -196,7 +207,7 @@ class Tables:
         return self._words[(at + f.L_DEMOTED) // 8], self._words[(at + f.L_DEMOTED_AT) // 8]
 
     def _write_frames(self, places: Sequence[FramePlace] | None) -> None:
-        columns = len(self._source.strips)
+        columns = len(self._fields)
         size = 64 + 32 * columns
         for number in range(self.frame_count):
             own = self._address("descriptors") + size * number
@@ -242,8 +253,12 @@ class Tables:
             assert self._run_at < self._runs_end, "more runs than the cuts of the files can make"
             first_piece = self._piece_at
             needs = 0
-            for name, column in self.columns.items():
-                needs |= self._lay_column(run, name, column)
+            self._place = 0
+            for name, inputs in self._inputs.items():
+                if inputs:
+                    needs |= self._lay_strip(run, name, inputs[0])
+                for other in inputs[1:]:
+                    self._piece(f.ALIAS, other, 0, inputs[0], 0, 0, 0, self._fields[other].layout)
             pieces = (self._piece_at - first_piece) // (f.PIECE_BYTES // 8)
             row = (run.first, run.count, run.chunks, self.address + 8 * first_piece, pieces, needs)
             words[self._run_at : self._run_at + len(row)] = memoryview(array("Q", row))
@@ -254,10 +269,9 @@ class Tables:
             most -= 1
         return self.complete
 
-    def _lay_column(self, run: Run, name: str, column: int) -> int:
-        """Write the pieces of one column of a run's first chunk. 1 when something is read into the pool."""
-        if column == 0:
-            self._place = 0
+    def _lay_strip(self, run: Run, name: str, column: int) -> int:
+        """Write the pieces of one strip of a run's first chunk. 1 when something is read into the pool."""
+        layout = self._fields[column].layout
         pieces = self._source.pieces(name, run.first, run.count)
         step = 0
         if run.chunks > 1:
@@ -267,14 +281,15 @@ class Tables:
         if len(pieces) == 1:
             (piece,) = pieces
             if piece.file is None:
-                self._piece(f.IN_MEMORY, column, 0, piece.address, step, piece.bytes, 0, f.STARTS)
+                self._piece(f.IN_MEMORY, column, 0, piece.address, step, piece.bytes, 0, f.STARTS | layout)
                 return 0
             if self._plan.rung(piece.file) is Rung.HOT:
-                self._piece(f.IN_FILE, column, self._numbers[piece.file], piece.offset, step, piece.bytes, 0, f.STARTS)
+                number = self._numbers[piece.file]
+                self._piece(f.IN_FILE, column, number, piece.offset, step, piece.bytes, 0, f.STARTS | layout)
                 return 0
         base = place = self._place
         for at, piece in enumerate(pieces):
-            how = f.STARTS if at == 0 else 0
+            how = (f.STARTS if at == 0 else 0) | layout
             if piece.file is None:
                 self._piece(f.TO_COPY, column, 0, piece.address, step, piece.bytes, place, how)
             else:

@@ -35,7 +35,7 @@ from vyre.stream.plan import SMALL_BYTES, Plan
 from vyre.stream.pool import DEFAULT_POOL_BYTES, Pool
 from vyre.stream.reader import Reader
 from vyre.stream.source import Chunk, Source
-from vyre.stream.tables import FramePlace, Publish
+from vyre.stream.tables import Field, FramePlace, Publish
 
 RING_CAPACITY: Final = 128
 FRAMES_MAX: Final = RING_CAPACITY  # so that the ring always has room
@@ -89,13 +89,16 @@ class CpuFrame(CpuItem):
         inputs: list[Any] = []
         at = self._block.address + 8 * state.BINDING_WORDS
         for stream in self._program.inputs:
-            kind, place, offset = (ctypes.c_uint64.from_address(at + 8 * k).value for k in range(3))
+            word, place, offset = (ctypes.c_uint64.from_address(at + 8 * k).value for k in range(3))
             dtype = numpy_dtype(stream.dtype)
-            if kind == FILE:
-                inputs.append(FileRange(place, offset))
+            width = word >> state.ROW_WIDTH_SHIFT & state.ROW_WIDTH_MAX
+            inside = word >> state.ROW_INSIDE_SHIFT
+            if word & 0xFF == FILE:
+                inputs.append(FileRange(place, offset, width, inside) if width else FileRange(place, offset))
             else:
-                memory = (ctypes.c_char * (count * dtype.itemsize)).from_address(place + offset)
-                inputs.append(np.frombuffer(memoryview(memory).cast("B"), dtype))
+                step = width or dtype.itemsize
+                memory = (ctypes.c_char * (count * step)).from_address(place + offset)
+                inputs.append(np.ndarray((count,), dtype, memoryview(memory).cast("B"), inside, (step,)))
             at += state.INPUT_BYTES
         return Operands(first, count, inputs, given.outputs, given.emits, given.tables, given.params)
 
@@ -141,7 +144,13 @@ class CpuChunks:
             publish = Publish(self._ring.address, at, at + SESSION_DONE_BELL, at + SESSION_WAITERS, engine.workers)
             places = [frame.place for frame in self._frames]
             self._natives = pump_functions(engine.store)
-            self._reader = Reader(source, plan, pool, natives=self._natives, publish=publish, places=places)
+            fields = [_field(source, stream.name) for stream in self._program.inputs]
+            self._taken = sum(
+                stream.dtype.size for stream, field in zip(self._program.inputs, fields, strict=True) if field.layout
+            )
+            self._reader = Reader(
+                source, plan, pool, natives=self._natives, publish=publish, places=places, fields=fields
+            )
             self._words = [self._reader.frame_words(i) for i in range(len(self._frames))]
             self._addresses = [self._reader.frame_address(i) for i in range(len(self._frames))]
             self._pump = self._reader.address
@@ -189,7 +198,11 @@ class CpuChunks:
 
     def copies(self) -> dict[str, int]:
         """Bytes that were copied on the way, by what for."""
-        return {"joined at the ends of arrays": self.reader.copied} if self.reader.copied else {}
+        copies = {
+            "fields taken out of rows": self._taken * self._elements,
+            "joined at the ends of arrays": self.reader.copied,
+        }
+        return {what: count for what, count in copies.items() if count}
 
     def bytes_by_way(self) -> dict[str, int]:
         """Bytes by the way that they really took, in words."""
@@ -267,6 +280,14 @@ class CpuChunks:
         self._engine.release_ring(self._ring)
 
 
+def _field(source: Source, name: str) -> Field:
+    """Where an input's elements are, as descriptors say it."""
+    strip, inside, dtype = source.takes[name]
+    width = source.strips[strip].width
+    layout = width << state.ROW_WIDTH_SHIFT | inside << state.ROW_INSIDE_SHIFT if width != dtype.size else 0
+    return Field(strip, layout)
+
+
 def open_chunks(
     engine: CpuEngine,
     opcode: int,
@@ -280,14 +301,11 @@ def open_chunks(
 ) -> CpuChunks | None:
     """A pump for a source; None where items made one by one do better, or where nobody would run what it publishes.
 
-    Those are: sources that are read before a thread has started; rows, whose fields Python takes out; an engine without
-    resident workers.
+    Those are: sources that are read before a thread has started, and an engine without resident workers.
     """
     program: Program = engine.image(opcode).program
-    own = [take.strip for take in source.takes.values()] == list(source.strips) and not source.fields()
-    names = [stream.name for stream in program.inputs] == list(source.takes)
     small = source.bytes < SMALL_BYTES and chunk_elements is None
-    if small or not (own and names and engine.resident):
+    if small or not engine.resident or any(stream.name not in source.takes for stream in program.inputs):
         return None
     with contextlib.ExitStack() as undo:
         try:

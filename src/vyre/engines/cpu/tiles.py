@@ -71,6 +71,7 @@ from vyre.ring.layout import FLAG_INLINE_PARAMS, INLINE_PARAMS, SLOT, OperandKin
 from vyre.ring.waiting import waiting
 
 IN_FILE = OperandKind.FILE
+IN_MEMORY = OperandKind.MEMORY
 KIND_MASK = (1 << ROW_WIDTH_SHIFT) - 1
 S_FLAGS = 4 * SLOT["flags"].at
 S_INLINE = 4 * SLOT["inline"].at
@@ -132,7 +133,7 @@ def take_field(target: int, source: int, size: int, width: int, count: int) -> N
 
 @tile_unit.function
 def same_rows(a: int, b: int) -> int:
-    """1 when two inputs are fields of the same rows of one file."""
+    """1 when two inputs are fields of the same rows of one file, or of one chunk in memory."""
     layout = (1 << ROW_INSIDE_SHIFT) - 1
     if load64(a) & layout != load64(b) & layout:
         return 0
@@ -172,6 +173,18 @@ def read_rows(engine: int, worker: int, image: int, binding: int, i: int, offset
     place = load64(operand + 16) + offset * width
     n = load64(image + I_INPUTS)
     rows = worker + W_ROWS
+    if load64(operand) & KIND_MASK == IN_MEMORY:
+        # A pump has read the rows; they are in the memory of its chunk.
+        k = i
+        other = operand
+        while k < n:
+            if same_rows(operand, other) != 0:
+                source = load64(operand + 8) + place + (load64(other) >> ROW_INSIDE_SHIFT)
+                size = load64(sizes + 8 * k)
+                take_field(load64(worker + W_PTRS + 8 * (PTR_INPUTS + k)), source, size, width, total)
+            k += 1
+            other += INPUT_BYTES
+        return 0
     if width > ROWS_BYTES:
         return read_far_fields(engine, worker, image, operand, i, place, total)
     at_once = ROWS_BYTES // width
