@@ -143,3 +143,17 @@ def test_importing_vyre_and_the_engine_imports_no_cuda() -> None:
         "import sys, vyre, vyre.engines.cuda.engine; assert not [m for m in sys.modules if m.split('.')[0] == 'cuda']"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_the_compilers_name_is_that_of_the_wheel_or_else_asked_of_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    from importlib import metadata
+
+    named = compile.compiler_name()
+    assert named == "nvrtc " + metadata.version("nvidia-cuda-nvrtc")
+
+    def missing(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)
+    _, major, minor = compile.nvrtc().nvrtcVersion()
+    assert compile.compiler_name() == f"nvrtc {major}.{minor}"

@@ -261,3 +261,21 @@ def test_waiting_inside_ones_own_pause_is_refused_instead_of_hanging(session):
 def test_pausing_an_engine_of_the_host_changes_nothing():
     with vyre.open("reference") as session, session.pause():
         np.testing.assert_array_equal(session.run(PLUS, x=X).value, X + 1)
+
+
+def test_a_closed_session_has_given_everything_back(monkeypatch, tmp_path):
+    np.save(tmp_path / "x.npy", X)
+    total = vyre.expression("sum(x)", {"x": vyre.i32})
+    for i in range(20):
+        with open_fake(monkeypatch, capacity=64) as session:
+            device, keeper = session.engine.device, session.engine.residency._keeper
+            session.run(PLUS, x=X)
+            assert session.run(total, x=tmp_path / "x.npy").value == X.sum()
+            session.dispatch([(PLUS, {"x": X})])
+            session.submit(PLUS, x=X, timeout_s=60)
+            with session.pause():
+                session.submit(PLUS, x=X)
+        assert device.mappings == {}, f"memory that nobody has given back after {i + 1} sessions"
+        assert device.registered == {}
+        keeper.join(5)
+        assert not keeper.is_alive()

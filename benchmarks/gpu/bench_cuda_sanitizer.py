@@ -20,7 +20,7 @@ from common_gpu import Report, main
 
 from vyre.engines.cuda.engine import CudaEngine
 
-PROGRAMS = {"memcheck": 10, "racecheck": 3}
+PROGRAMS = {"memcheck": 3, "racecheck": 1}
 SCRIPT = Path(__file__).parent.parent.parent / "tests" / "gpu" / "sanitized.py"
 
 
