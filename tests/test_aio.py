@@ -229,7 +229,7 @@ def test_a_session_that_closes_ends_the_wait(cpu: vyre.Session) -> None:
 
     async def main() -> None:
         session = vyre.open("cpu")
-        stream = session.stream(slow, k=vyre.raw("zeros", "i32"), turns=2_000, chunk=1 << 18)
+        stream = session.stream(slow, k=vyre.raw("zeros", "i32"), turns=100_000)
         waiting = asyncio.ensure_future(anext(stream))
         await asyncio.sleep(0.1)
         session.close()
