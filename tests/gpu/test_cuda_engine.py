@@ -13,14 +13,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from narrow_programs import narrow_program
 
-from vyre.engines import differential
+from vyre.engines import differential, reference
 from vyre.engines.conform import run_cases
+from vyre.engines.cuda.bindings import NUMPY
 from vyre.engines.cuda.engine import CudaEngine
 from vyre.errors import EngineUnavailable, SessionClosed, WaitTimeout
 from vyre.program.builder import Builder
 from vyre.program.ir import Program
 from vyre.program.opcodes import AccKind, FaultCode, MemType, Type
+from vyre.program.random import compare, random_inputs
 from vyre.program.verifier import verify
 from vyre.ring.layout import SLOT_DTYPE, Opcode, Status
 from vyre.store import Store
@@ -94,6 +97,33 @@ def test_random_programs_give_the_bits_of_the_reference(engine, functions):
         difference = differential.difference(seed, engine.execute, functions=functions)
         if difference is not None:
             found[seed] = difference[:300]
+    assert found == {}
+
+
+@pytest.mark.parametrize("skew", [0, 1], ids=["aligned", "unaligned"])
+def test_programs_of_32_bit_values_give_the_bits_of_the_reference(engine, skew):
+    """With at least a tile of elements, so that the interpreter for them runs; ends of any length, arrays at any place."""
+    found = {}
+    for seed in range(1, 301):
+        program = verify(narrow_program(seed)).program
+        rng = random.Random(seed)
+        count = rng.choice((1024, 1025, 1536, 2047, 3000, 5 * 1024, 20_001))
+        first = rng.choice((0, 7 * 1024, 1 << 40))
+        inputs, params, tables = random_inputs(program, seed, count)
+        expected = reference.execute(program, inputs, params, tables, first, count)
+        placed = []
+        for x in inputs:
+            placed.append(engine.pinned_empty(count + skew, x.dtype)[skew:])
+            placed[-1][:] = x
+        outputs = [engine.pinned_empty(count + skew, NUMPY[y.dtype])[skew:] for y in program.outputs]
+        binding = engine.bind(engine.load(program), placed, tables, params, outputs, count, first)
+        sequence = engine.publish(binding)
+        engine.wait(sequence, 1, 10)
+        difference = compare(expected, engine.result(binding, sequence), (tables, tables))
+        if difference is not None:
+            found[seed] = difference[:300]
+        engine.unbind(binding)
+        engine.unload(binding.opcode)
     assert found == {}
 
 

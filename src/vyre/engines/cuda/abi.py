@@ -17,10 +17,11 @@ from vyre.program.opcodes import FaultCode
 
 WARP: Final = 32
 ELEMENTS_PER_LANE: Final = 8
+NARROW_PASS: Final = 512  # elements that a warp does at a time of programs of 32-bit values only
 WARPS_PER_BLOCK: Final = 4
 WINDOW: Final = 128  # records of code that a warp keeps in shared memory; longer programs are paged
 LAUNCH_BYTES: Final = 384  # at the start of a block's shared memory: the kernel's argument, what the poller knows
-FRAME_BYTES: Final = 448  # of struct Frame in kernel/frame.cuh
+FRAME_BYTES: Final = 512  # of struct Frame in kernel/frame.cuh
 KEPT_BYTES: Final = 144  # of one emit: a word of kept bits per lane, then what the tile has kept so far
 UNIT: Final = 64  # bytes; bindings and program images start at multiples of it in the arena
 MAX_PROGRAMS: Final = 1 << 16

@@ -50,6 +50,7 @@ def sources() -> dict[str, str]:
     found["vir0.cuh"] = header.header()
     found["hot_cases.cuh"] = handlers.hot_cases()
     found["light_cases.cuh"] = handlers.light_cases()
+    found["narrow_cases.cuh"] = handlers.narrow_cases()
     found["heavy_cases.cuh"] = handlers.heavy_cases()
     return found
 

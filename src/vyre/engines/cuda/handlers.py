@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from vyre.program.opcodes import OPCODES, Group, Op
+from vyre.program.opcodes import OPCODES, Group, Op, Type
 
 _HAND_WRITTEN: Final = (
     "RETURN", "PAGE", "UNREACHABLE", "IF", "ELSE", "END", "LOOP", "BR_IF",
@@ -77,35 +77,45 @@ _POPULAR: Final = tuple(
     or name
     in ("f32.div", "f32.min", "f32.max", "i32.add", "i32.sub", "i32.mul", "i32.and", "i64.add", "f64.promote_f32")
 )
-_STREAMS: Final = ("STREAM_LOAD32", "STREAM_LOAD64", "STREAM_STORE32", "STREAM_STORE64")
+_OTHERS: Final = (
+    "STREAM_LOAD32", "STREAM_LOAD64", "STREAM_STORE32", "STREAM_STORE64", "RETURN", "SELECT32", "SELECT64",
+    "IF", "ELSE", "END", "LOOP", "BR_IF",
+)  # fmt: skip
 _PLAIN: Final = tuple(op.name.replace(".", "_") for op in NUMERIC if op.name not in HEAVY)
-_FORMS: Final = ("", "_A", "_S", "_A_S")  # operand a is loaded first; the result is stored; both
+_FIXED: Final = ("f32.add", "f32.sub", "f32.mul", "f32.div", "f32.fma", "f32.min", "f32.max")
+LOADS, STORES, FIXES = 1, 2, 4  # forms: operand a is loaded first; the result is stored; its NaN is made canonical
+_FORMS: Final = {0: "", LOADS: "_A", STORES: "_S", LOADS | STORES: "_A_S", FIXES: "_F", LOADS | FIXES: "_A_F"}
+_MORE: Final = tuple((name, form) for name in _POPULAR for form in (LOADS, STORES, LOADS | STORES)) + tuple(
+    (name, form) for name in _FIXED for form in (FIXES, LOADS | FIXES)
+)
 
 HOT: Final[dict[tuple[int, int], int]] = {
-    **{(HANDLERS[name], 0): 1 + i for i, name in enumerate((*_PLAIN, *_STREAMS))},
+    **{(HANDLERS[name], 0): 1 + i for i, name in enumerate((*_PLAIN, *_OTHERS))},
     **{
-        (HANDLERS[name.replace(".", "_")], form): 1 + len(_PLAIN) + len(_STREAMS) + 3 * i + form - 1
-        for i, name in enumerate(_POPULAR)
-        for form in (1, 2, 3)
+        (HANDLERS[name.replace(".", "_")], form): 1 + len(_PLAIN) + len(_OTHERS) + i
+        for i, (name, form) in enumerate(_MORE)
     },
 }
 """Short cut of a (handler, form): its number in the first switch, where nothing is tested before or after it. A record
-without one has 0 there and goes the long way."""
+without one has 0 there and goes the long way. A form that fixes NaN looks by itself whether the result is stored."""
 assert max(HOT.values()) <= 255, "a short cut is a byte"
 
 
+def short_cut(handler: int, form: int) -> int:
+    """Number of the short cut that a record of this handler and form (LOADS | STORES | FIXES) takes, 0 for none."""
+    return HOT.get((handler, form & ~STORES if form & FIXES else form), 0)
+
+
 def hot_cases() -> str:
-    """C text: the short cuts, for the first switch of kernel/interpret.cuh; all other bytes go the long way."""
+    """C text: the short cuts, for the first switch of kernel/interpret.cuh; 0 goes the long way."""
     ops = {op.name: op for op in NUMERIC}
     lines = [
         _line(op, "HOT_", "", HOT[HANDLERS[op.name.replace(".", "_")], 0]) for op in NUMERIC if op.name not in HEAVY
     ]
-    for name in _POPULAR:
-        for form in (1, 2, 3):
-            lines.append(_line(ops[name], "HOT_", _FORMS[form], HOT[HANDLERS[name.replace(".", "_")], form]))
-    lines += [f"case {HOT[HANDLERS[name], 0]}: {{ SHORT_{name} }} continue;\n" for name in _STREAMS]
-    used = set(HOT.values())
-    lines.append(" ".join(f"case {n}:" for n in range(256) if n not in used) + " break;\n")
+    for name, form in _MORE:
+        lines.append(_line(ops[name], "HOT_", _FORMS[form], HOT[HANDLERS[name.replace(".", "_")], form]))
+    lines += [f"case {HOT[HANDLERS[name], 0]}: {{ SHORT_{name} }} continue;\n" for name in _OTHERS]
+    lines.append("default: break;\n")
     return "".join(lines)
 
 
@@ -116,6 +126,26 @@ def light_cases() -> str:
     """
     unused = " ".join(f"case {n}:" for n in range(FIRST_HEAVY, 256))
     return "".join(_line(op, "") for op in NUMERIC if op.name not in HEAVY) + unused + " break;\n"
+
+
+def _is_narrow(op: Op) -> bool:
+    assert op.result is not None
+    return op.name not in HEAVY and all(t in (Type.i32, Type.f32) for t in (op.result, *op.args))
+
+
+NARROW: Final[frozenset[str]] = frozenset(
+    ("NOP", "POOL32", "PARAM32", "SELECT32", "STREAM_LOAD32", "STREAM_STORE32", "RETURN")
+) | frozenset(op.name.replace(".", "_") for op in NUMERIC if _is_narrow(op))
+"""Handlers that kernel/narrow.cuh has."""
+
+
+def narrow_cases() -> str:
+    """C text: one line per light instruction of 32-bit values, for the switch of kernel/narrow.cuh."""
+    return "".join(
+        _line(op, "NARROW_APART_" if op.name in ("f32.div", "f32.sqrt") else "NARROW_")
+        for op in NUMERIC
+        if _is_narrow(op)
+    )
 
 
 def heavy_cases() -> str:

@@ -24,7 +24,7 @@ _STRUCTS: Final[dict[str, np.dtype[Any]]] = {
 }
 _NUMBERS: Final = (
     "WINDOW", "UNIT", "MAX_PROGRAMS", "IO_IN_SHARED", "UPDATE_ENTRIES", "MAGIC_PROGRAM", "MAGIC_BINDING", "UNIFORM",
-    "NO_PLANE", "PROGRAM_QUICK", "CURSOR_BITS", "UPDATE_FLAG", "IN_DEVICE_MEMORY",
+    "NO_PLANE", "PROGRAM_QUICK", "CURSOR_BITS", "UPDATE_FLAG", "IN_DEVICE_MEMORY", "NARROW_PASS",
 )  # fmt: skip
 
 
@@ -59,6 +59,9 @@ def header() -> str:
     ):
         for member in members:
             define(f"{prefix}_{member.name.upper()}", int(member))
+    narrow = sum(1 << handlers.HANDLERS[name] for name in handlers.NARROW)
+    for i in range(4):
+        define(f"NARROW_HANDLERS_{i}", narrow >> 64 * i & (1 << 64) - 1)
     for name, value in abi.FLAGS.items():
         define(name, value)
     define("FLAG_CANCELLED", abi.STOP_FLAGS[FaultCode.cancelled])

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vyre.engines.cuda import abi
-from vyre.engines.cuda.handlers import HANDLERS, HEAVY, HOT
+from vyre.engines.cuda.handlers import FIXES, HANDLERS, HEAVY, LOADS, STORES, short_cut
 from vyre.program.analysis import Analysis, analyse
 from vyre.program.functions import FUNCTION_NAMES, inline
 from vyre.program.ir import Accumulator, Program
@@ -32,7 +32,8 @@ STORE: Final = (_F["STORE32"] | _F["PLACE_D"], _F["STORE64"] | _F["PLACE_D"])
 _FIX: Final = {Type.f32: _F["FIX_NAN32"], Type.f64: _F["FIX_NAN64"]}
 _PLACE_A, _PLACE_B, _PLACE_C, _PLACE_D = _F["PLACE_A"], _F["PLACE_B"], _F["PLACE_C"], _F["PLACE_D"]
 _BLEND: Final = _F["BLEND"]
-LONG_WAY: Final = _BLEND | _F["FIX_NAN32"] | _F["FIX_NAN64"]
+LONG_WAY: Final = _BLEND | _F["FIX_NAN64"]
+FIX_NAN32: Final = _F["FIX_NAN32"]
 ANY_LOAD: Final = _F["LOAD_A32"] | _F["LOAD_A64"]
 ANY_STORE: Final = _F["STORE32"] | _F["STORE64"]
 QUICK_RECORDS: Final = 512
@@ -627,7 +628,9 @@ class _Pass:
             x = row[0]
             row[0] = x & ~0xFFFF | (x & 0xFF) << 8
             if not x & LONG_WAY:
-                row[0] |= HOT.get((x & 0xFF, (1 if x & ANY_LOAD else 0) | (2 if x & ANY_STORE else 0)), 0)
+                form = LOADS if x & ANY_LOAD else 0
+                form |= STORES if x & ANY_STORE else 0
+                row[0] |= short_cut(x & 0xFF, form | FIXES if x & FIX_NAN32 else form)
             if x & place_b and not row[1] & uniform:
                 row[1] = places[row[1]]
             if x & place_a and not row[2] & uniform:

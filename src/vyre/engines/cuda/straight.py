@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from vyre.engines.cuda import abi, lower
 from vyre.engines.cuda import straight_layout as s
-from vyre.engines.cuda.handlers import HANDLERS
+from vyre.engines.cuda.handlers import FIXES, HANDLERS, LOADS, STORES
 from vyre.engines.cuda.straight_layout import (
     A_ACC,
     A_ACTIVE,
@@ -85,6 +85,7 @@ STORE32, STORE64 = lower.STORE
 ANY_LOAD = lower.ANY_LOAD
 ANY_STORE = lower.ANY_STORE
 LONG_WAY = lower.LONG_WAY
+FIX_NAN32 = lower.FIX_NAN32
 WIDE = abi.FLAGS["WIDE"]
 H_POOL32, H_POOL64 = HANDLERS["POOL32"], HANDLERS["POOL64"]
 H_SUM32, H_SUM64 = HANDLERS["ACC_FLOAT_SUM32"], HANDLERS["ACC_FLOAT_SUM64"]
@@ -558,10 +559,12 @@ def gpu_records(w: int, hot: int, out: int) -> int:
         if x & LONG_WAY == 0:
             form = 0
             if x & ANY_LOAD:
-                form = 1
+                form = LOADS
             if x & ANY_STORE:
-                form = form + 2
-            short = load8(hot + 4 * handler + form)
+                form = form + STORES
+            if x & FIX_NAN32:
+                form = form + FIXES
+            short = load8(hot + 8 * handler + form)
         store32(out, x & 0xFFFF_0000 | handler << 8 & LOW | short)
         store32(out + 4, y)
         store32(out + 8, z)

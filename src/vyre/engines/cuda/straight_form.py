@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from vyre import jit
 from vyre.engines.cuda import abi, lower
 from vyre.engines.cuda import straight_layout as s
-from vyre.engines.cuda.handlers import HANDLERS, HOT
+from vyre.engines.cuda.handlers import HANDLERS, short_cut
 from vyre.engines.cuda.lower import Image
 from vyre.engines.cuda.memory import address_of
 from vyre.errors import VerifyError
@@ -69,8 +69,8 @@ def _entry(op: Op) -> tuple[int, int, int]:
 
 @cache
 def _hot() -> array[int]:
-    """u8[handlers, 4]."""
-    return array("B", [HOT.get((handler, form), 0) for handler in range(len(HANDLERS)) for form in range(4)])
+    """u8[handlers, 8]."""
+    return array("B", [short_cut(handler, form) for handler in range(len(HANDLERS)) for form in range(8)])
 
 
 @cache

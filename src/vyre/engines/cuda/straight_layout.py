@@ -10,7 +10,7 @@ NONE = 255  # no register
 
 # --- facts: a header, then F_ENTRY bytes for each opcode, found by an index from opcode to byte offset, u32[65536] --------
 H_INDEX = 0  # address of the index
-H_HOT = 8  # address of u8[handlers, 4]: the short cut of a handler with neither, a load, a store, both
+H_HOT = 8  # address of u8[handlers, 8]: the short cut of a handler by form (LOADS | STORES | FIXES)
 H_WIDE = 16  # memory types whose registers have 64 bits: one bit each
 H_SHOWN = 24  # memory types in which a store or emit of a float shows its bits
 H_LOAD = 32  # handler by memory type, one u64 each

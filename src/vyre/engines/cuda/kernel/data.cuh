@@ -4,61 +4,49 @@
 case H_NOP: break;
 case H_POOL32: { u32 v = (u32)((const u64*)f.pool)[r.w & 0xFFFF]; EACH a[j] = v; } break;
 case H_POOL64: { u64 v = ((const u64*)f.pool)[r.w & 0xFFFF]; EACH w[j] = v; } break;
-#define PARAMETERS ((const u64*)(f.operands + 16ull * (f.io + f.tables + f.emits + f.accumulators)))
-#define PARAMETER(i) (is_inline(f.item.flags, i) ? inline_parameter(f.item.sequence, i) : PARAMETERS[i])
-case H_PARAM32: { u32 v = (u32)PARAMETER(r.w & 0xFFFF); EACH a[j] = v; } break;
-case H_PARAM64: { u64 v = PARAMETER(r.w & 0xFFFF); EACH w[j] = v; } break;
+case H_PARAM32: { u32 v = (u32)parameter_of(base_at, r.w & 0xFFFF); EACH a[j] = v; } break;
+case H_PARAM64: { u64 v = parameter_of(base_at, r.w & 0xFFFF); EACH w[j] = v; } break;
 case H_INDEX: { EACH w[j] = ELEMENT(j); } break;
-case H_SELECT32: {
-  u32 c[8];
-  read8(c, PLACE_AT(r.w & 0xFFFF), STEP(r.w));
-  EACH a[j] = c[j] ? a[j] : b[j];
-} break;
-case H_SELECT64: {
-  u64 b[8];
-  u32 c[8];
-  read8(b, OPERAND_B, STEP(r.y));
-  read8(c, PLACE_AT(r.w & 0xFFFF), STEP(r.w));
-  EACH w[j] = c[j] ? w[j] : b[j];
-} break;
+case H_SELECT32: { SHORT_SELECT32 } break;
+case H_SELECT64: { SHORT_SELECT64 } break;
 
 case H_STREAM_LOAD32: {
-  Operand o = stream_of(f, r.w & 0xFFFF);
-  const u32* p = (const u32*)o.address + (first - f.base);
+  Operand o = stream_of(f, base_at, r.w & 0xFFFF);
+  const u32* p = (const u32*)o.address + opaque(first);
   if (o.extent && alive == 0xFF) {
     uint4 u = *(const uint4*)p, v = *(const uint4*)(p + half / 4);
     a[0] = u.x; a[1] = u.y; a[2] = u.z; a[3] = u.w; a[4] = v.x; a[5] = v.y; a[6] = v.z; a[7] = v.w;
   } else {
-    EACH if (alive >> j & 1) a[j] = p[ELEMENT(j) - first];
+    EACH if (alive >> j & 1) a[j] = p[ELEMENT_OF_LANE(j)];
   }
 } break;
 case H_STREAM_LOAD64: {
-  Operand o = stream_of(f, r.w & 0xFFFF);
-  const u64* p = (const u64*)o.address + (first - f.base);
-  EACH if (alive >> j & 1) w[j] = p[ELEMENT(j) - first];
+  Operand o = stream_of(f, base_at, r.w & 0xFFFF);
+  const u64* p = (const u64*)o.address + opaque(first);
+  EACH if (alive >> j & 1) w[j] = p[ELEMENT_OF_LANE(j)];
 } break;
 case H_STREAM_LOAD_NARROW: {
-  Operand o = stream_of(f, r.w & 0xFFFF);
-  EACH if (alive >> j & 1) a[j] = (u32)gather_narrow(o.address, ELEMENT(j) - f.base, o.dtype);
+  Operand o = stream_of(f, base_at, r.w & 0xFFFF);
+  EACH if (alive >> j & 1) a[j] = (u32)gather_narrow(o.address, ELEMENT(j), o.dtype);
 } break;
 case H_STREAM_STORE32: {
-  Operand o = stream_of(f, r.w & 0xFFFF);
-  u32* p = (u32*)o.address + (first - f.base);
+  Operand o = stream_of(f, base_at, r.w & 0xFFFF);
+  u32* p = (u32*)o.address + opaque(first);
   if (o.extent && active == 0xFF) {
     *(uint4*)p = make_uint4(a[0], a[1], a[2], a[3]);
     *(uint4*)(p + half / 4) = make_uint4(a[4], a[5], a[6], a[7]);
   } else {
-    EACH if (active >> j & 1) p[ELEMENT(j) - first] = a[j];
+    EACH if (active >> j & 1) p[ELEMENT_OF_LANE(j)] = a[j];
   }
 } break;
 case H_STREAM_STORE64: {
-  Operand o = stream_of(f, r.w & 0xFFFF);
-  u64* p = (u64*)o.address + (first - f.base);
-  EACH if (active >> j & 1) p[ELEMENT(j) - first] = w[j];
+  Operand o = stream_of(f, base_at, r.w & 0xFFFF);
+  u64* p = (u64*)o.address + opaque(first);
+  EACH if (active >> j & 1) p[ELEMENT_OF_LANE(j)] = w[j];
 } break;
 case H_STREAM_STORE_NARROW: {
-  Operand o = stream_of(f, r.w & 0xFFFF);
-  EACH if (active >> j & 1) store_narrow(o.address, ELEMENT(j) - f.base, o.dtype, a[j], 0);
+  Operand o = stream_of(f, base_at, r.w & 0xFFFF);
+  EACH if (active >> j & 1) store_narrow(o.address, ELEMENT(j), o.dtype, a[j], 0);
 } break;
 
 #define GATHER(ID, SET)                                                                          \

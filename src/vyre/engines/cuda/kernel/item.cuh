@@ -137,7 +137,7 @@ D void run_alone(u32 base_at) {
     clear_scratch(base_at, true);
     __syncwarp();
   }
-  if (f.item.count) run_tile(base_at, f.item.first, ~0ull);
+  if (f.item.count) run_range(base_at, f.item.first, f.end, NOWHERE);
   if (f.accumulators) {
     __syncwarp();
     deliver(base_at, true);
@@ -202,26 +202,83 @@ D void invite(u64 sequence, u64 remaining) {
   for (u64 i = lane; i < n; i += 32) store_relaxed_gpu(handed_at(from + i), entry_of(from + i, HANDED_HELP, sequence));
 }
 
-// Take tiles of a job until none is left or the stay is over. The opener also invites and, when it must leave early,
-// puts the job on the list that the next stay starts with.
 D u64 draw(Job* job, u32 lane) { return lane == 0 ? add_gpu(&job->cursor, 1ull) : 0; }
 #define NO_TILE (~0ull)
 
+// A unit of a large item is 1 << shift tiles, each 1 << GROUP_LOG2 tiles behind the one before: so the warps that work side by side
+// read and write side by side, whatever their number.
+#define GROUP_LOG2 11
+D u64 tile_of(u64 unit, u32 shift, u32 part) {
+  if (shift == 0) return unit;
+  return ((unit >> GROUP_LOG2) << (GROUP_LOG2 + shift)) + ((u64)part << GROUP_LOG2) + (unit & ((1ull << GROUP_LOG2) - 1));
+}
+D u64 units_of(u64 tiles, u32 shift) {
+  return shift == 0 ? tiles : (tiles + (1ull << (GROUP_LOG2 + shift)) - 1) >> (GROUP_LOG2 + shift) << GROUP_LOG2;
+}
+
+// One unit of the share that the frame describes, then a look around. False when the next one drawn is not of this job.
+// What stays from tile to tile lies in the frame: registers would be saved around the interpreter in local memory, which
+// the streams drive out of the first-level cache.
+D_CALL bool run_unit(u32 base_at, bool opener) {
+  for (bool last = false; !last;) {
+    base_at = opaque(base_at);
+    Frame& f = SHARED(Frame, base_at);
+    const u32 shift = f.shift, part = f.part;
+    const u64 tile = tile_of(f.drawn[0] & CURSOR_MASK, shift, part), next = f.drawn[1], element = f.job_first + tile * TILE;
+    last = part + 1 >> shift;
+    u64 then = NOWHERE;
+    if (!last) then = element + ((u64)TILE << GROUP_LOG2);
+    else if (next >> CURSOR_BITS == tag_of(f.item.sequence)) then = f.job_first + tile_of(next & CURSOR_MASK, shift, 0) * TILE;
+    const bool there = tile < f.job_tiles;
+    __syncwarp();
+    if ((threadIdx.x & 31) == 0) {
+      f.part = last ? 0 : part + 1;
+      if (there) f.mine += 1;
+    }
+    if (there && f.lowest >> 20 >= element) run_range(base_at, element, min(element + TILE, f.end), then);
+    __syncwarp();
+  }
+  base_at = opaque(base_at);
+  Frame& f = SHARED(Frame, base_at);
+  const u32 lane = threadIdx.x & 31;
+  Job* job = job_of(f.item.sequence);
+  if (f.fault != NO_FAULT) {
+    if (lane == 0) min_gpu(&job->fault, f.fault);
+    __syncwarp();
+  }
+  u64 closing, lowest, stop, later = NO_TILE;
+  const bool draws = lane == 0 && f.closing < launch.generation;
+  load_and_add_gpu(&((Engine*)launch.engine)->closing[0], &job->fault, &job->stop, &job->cursor, draws, closing, lowest, stop, later);
+  if (asked_to_stop(stop, f.item.sequence) != NO_FAULT) lowest = 0;
+  closing = __shfl_sync(FULL, closing, 0);
+  const u64 units = f.job_units, unit = f.drawn[0] & CURSOR_MASK, at = f.drawn[1];
+  __syncwarp();
+  if (lane == 0) { f.closing = closing; f.lowest = lowest; f.drawn[0] = at; f.drawn[1] = later; }
+  __syncwarp();
+  if (opener && units > unit + 1 && closing < launch.generation) invite(f.item.sequence, units - unit - 1);
+  return at >> CURSOR_BITS == tag_of(f.item.sequence) && (at & CURSOR_MASK) < units;
+}
+
+// Take tiles of a job until none is left or the stay is over. The opener also invites and, when it must leave early,
+// puts the job on the list that the next stay starts with.
 D_CALL void take_part(u32 base_at, u64 sequence, bool opener) {
   Frame& f = SHARED(Frame, base_at);
   const u32 lane = threadIdx.x & 31;
   Job* job = job_of(sequence);
-  const u64* closing_at = &((Engine*)launch.engine)->closing[0];
-  // Two tiles are drawn ahead, so that nobody waits for the counter. What was drawn is done, whatever happens.
-  u64 current = NO_TILE, next = NO_TILE;
-  if (!is_closing()) { current = draw(job, lane); next = draw(job, lane); }
-  u64 at = __shfl_sync(FULL, current, 0);
+  // Two units are drawn ahead, so that it is known early where to go on. What was drawn is done, whatever happens.
+  const bool draws = !is_closing();
+  if (lane == 0) {
+    f.drawn[0] = draws ? draw(job, lane) : NO_TILE;
+    f.drawn[1] = draws ? draw(job, lane) : NO_TILE;
+  }
+  __syncwarp();
+  u64 at = f.drawn[0];
   while (at != NO_TILE) {
     // One round per job: when it ended and its place was opened again, what was drawn is of the new item.
     const u64 tag = at >> CURSOR_BITS;
     fence_gpu();  // pairs with the release of the cursor
-    const u64 tiles = job->tiles, shift = job->shift, units = (tiles + (1ull << shift) - 1) >> shift;
-    if ((at & CURSOR_MASK) < units) {
+    const u64 tiles = job->tiles, shift = job->shift, units = units_of(tiles, (u32)shift);
+    if ((at & CURSOR_MASK) < units && tag == tag_of(job->sequence)) {
       if (!opener || f.item.sequence != job->sequence || !f.set_up) {
         __syncwarp();
         if (lane == 0) {
@@ -233,37 +290,17 @@ D_CALL void take_part(u32 base_at, u64 sequence, bool opener) {
         __syncwarp();
         set_up(base_at);  // cannot refuse: the opener has checked
       }
-      if (lane == 0) { f.end = f.item.first + f.item.count; f.fault = NO_FAULT; }
+      if (lane == 0) {
+        f.end = f.item.first + f.item.count; f.fault = NO_FAULT;
+        f.job_first = f.item.first; f.job_tiles = tiles; f.job_units = units; f.shift = (u32)shift; f.part = 0;
+        f.mine = 0; f.lowest = NO_FAULT; f.closing = 0;
+      }
       begin_accumulators(f, lane);
       __syncwarp();
-      const u64 first = f.item.first;
-      u64 mine = 0, lowest = NO_FAULT, closing = 0;
-      do {
-        const u64 unit = at & CURSOR_MASK, to = min((unit + 1) << shift, tiles);
-        const u64 later = closing < launch.generation ? draw(job, lane) : NO_TILE;
-        const u64 found = load_relaxed_gpu(&job->fault), stop = load_relaxed_gpu(&job->stop);
-        closing = load_relaxed_gpu(closing_at);
-        u64 then = __shfl_sync(FULL, next, 0);
-        then = then >> CURSOR_BITS == tag ? first + ((then & CURSOR_MASK) << shift) * TILE : NO_TILE;
-        for (u64 tile = unit << shift; tile < to; ++tile) {
-          const u64 element = first + tile * TILE;
-          if (lowest >> 20 >= element) run_tile(base_at, element, tile + 1 < to ? element + TILE : then);
-          __syncwarp();
-          ++mine;
-        }
-        lowest = asked_to_stop(stop, f.item.sequence) == NO_FAULT ? found : 0;
-        closing = __shfl_sync(FULL, closing, 0);
-        if (f.fault != NO_FAULT) {
-          if (lane == 0) min_gpu(&job->fault, f.fault);
-          __syncwarp();
-        }
-        if (opener && units > unit + 1 && closing < launch.generation) invite(sequence, units - unit - 1);
-        current = next;
-        next = later;
-        at = __shfl_sync(FULL, current, 0);
-      } while (at >> CURSOR_BITS == tag && (at & CURSOR_MASK) < units);
+      while (run_unit(base_at, opener)) {}
       deliver(base_at, false);
       fence_sys();  // pairs with the fence of whoever reports last, and so with its record's release
+      const u64 mine = f.mine;
       u64 before = 0;
       if (lane == 0) before = add_gpu(&job->done, mine);
       if (__shfl_sync(FULL, before, 0) + mine == tiles) {
@@ -273,17 +310,18 @@ D_CALL void take_part(u32 base_at, u64 sequence, bool opener) {
         report(f, asked == NO_FAULT ? load_relaxed_gpu(&job->fault) : asked, 0);
       }
     }
-    // Tiles drawn beyond the last are none.
-    for (u32 k = 0; k < 2; ++k)
-      if (at != NO_TILE && at >> CURSOR_BITS == tag) {
-        current = next;
-        next = NO_TILE;
-        at = __shfl_sync(FULL, current, 0);
-      }
+    // Units drawn beyond the last are none.
+    for (u32 k = 0; k < 2; ++k) {
+      at = f.drawn[0];
+      __syncwarp();
+      if (at != NO_TILE && at >> CURSOR_BITS == tag && lane == 0) { f.drawn[0] = f.drawn[1]; f.drawn[1] = NO_TILE; }
+      __syncwarp();
+    }
+    at = f.drawn[0];
   }
   if (opener && lane == 0 && job->sequence == sequence) {
     u64 cursor = load_relaxed_gpu(&job->cursor);
-    if (cursor >> CURSOR_BITS == tag_of(sequence) && (cursor & CURSOR_MASK) << job->shift < job->tiles) {
+    if (cursor >> CURSOR_BITS == tag_of(sequence) && (cursor & CURSOR_MASK) < units_of(job->tiles, (u32)job->shift)) {
       u64 i = add_gpu(&((Engine*)launch.engine)->suspended[0], 1ull);
       store_relaxed_gpu((u64*)launch.suspended + i, sequence);
     }
@@ -310,7 +348,7 @@ D_CALL void open_job(u32 base_at, u64 tiles) {
   // The cursor last: whoever draws a tile from it finds the job written.
   if (lane == 0) store_release_gpu(&job_of(sequence)->cursor, tag_of(sequence) << CURSOR_BITS);
   __syncwarp();
-  invite(sequence, (tiles - 1) >> job_of(sequence)->shift);
+  invite(sequence, units_of(tiles, (u32)job_of(sequence)->shift) - 1);
   take_part(base_at, sequence, true);
 }
 

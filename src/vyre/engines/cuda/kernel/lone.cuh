@@ -77,7 +77,7 @@ D_CALL bool is_lone(u32 base_at) {
     a = bits(h == F32_MUL ? __fmul_rn(as_f32(a), as_f32(y)) : sum);                                           \
   }
 #define LONE_OPERAND(q) get32((q).y + ((q).y & 1) * (4 * column - 1))
-#define LONE_STREAM(T) ((T*)get64(f.io_at + 16 * (r.w & 0xFFFF)) + lane)
+#define LONE_STREAM(T) ((T*)get64(IO_AT + 16 * (r.w & 0xFFFF)) + element)
 
 // The whole binding that the frame is set up for, which `is_lone`: its elements are the frame's.
 D void run_lone(u32 base_at) {
@@ -85,6 +85,7 @@ D void run_lone(u32 base_at) {
   const u32 lane = threadIdx.x & 31, count = (u32)f.elements;
   const u32 column = lane & (8 * f.width - 1);  // planes have room for 8 * width elements, at least `count`
   const bool mine = lane < count;
+  const u64 element = f.base + lane;
   u32 code = f.code_at, a = 0;
   u64 w = 0;
   // The word that decides where to go passes through a shuffle, which says that it is the same in all lanes.
@@ -123,7 +124,7 @@ D void run_lone(u32 base_at) {
       case H_POOL64: w = ((const u64*)f.pool)[r.w & 0xFFFF]; break;
       case H_PARAM32: a = (u32)PARAMETERS[r.w & 0xFFFF]; break;
       case H_PARAM64: w = PARAMETERS[r.w & 0xFFFF]; break;
-      case H_INDEX: w = f.base + lane; break;
+      case H_INDEX: w = element; break;
       case H_SELECT32: a = LONE_C_i32 ? a : b; break;
       case H_SELECT64: { const u64 other = LONE_B_i64; w = LONE_C_i32 ? w : other; } break;
       case H_STREAM_LOAD32: if (mine) a = *LONE_STREAM(const u32); break;

@@ -5,8 +5,22 @@
 
 struct Operand { u64 address; u32 extent, dtype; };
 
-D Operand stream_of(const Frame& f, u32 i) {
-  uint4 d = i < IO_IN_SHARED ? get128(f.io_at + 16 * i) : ((const uint4*)f.operands)[i];
+// Logarithm of the bytes of one element.
+D u32 shift_of(u32 dtype) {
+  return dtype == MEM_I64 || dtype == MEM_F64 || dtype == MEM_U64 ? 3
+       : dtype == MEM_I32 || dtype == MEM_F32 || dtype == MEM_U32 ? 2
+       : dtype == MEM_I8 || dtype == MEM_U8 || dtype == MEM_BOOL ? 0 : 1;
+}
+// A stream as the warp keeps it: its address is that of the element with global index 0, wherever that would be.
+D uint4 from_zero(const Frame& f, uint4 d) {
+  const u64 address = join(d.x, d.y) - (f.base << shift_of(d.w & 0xFF));
+  return make_uint4(low(address), high(address), d.z, d.w);
+}
+D uint4 descriptor_of(const Frame& f, u32 base_at, u32 i) {
+  return i < IO_IN_SHARED ? get128(IO_AT + 16 * i) : from_zero(f, ((const uint4*)f.operands)[i]);
+}
+D Operand stream_of(const Frame& f, u32 base_at, u32 i) {
+  uint4 d = descriptor_of(f, base_at, i);
   Operand o = {join(d.x, d.y), d.z, d.w & 0xFF};
   return o;
 }
@@ -16,18 +30,38 @@ D Operand operand_of(const Frame& f, u32 i) {
   return o;
 }
 
-// Bring the tile that begins at `element` of the inputs that lie in device memory into the second-level cache.
-D_CALL void fetch_ahead(const Frame& f, u64 element, u32 lane) {
-  const u64 left = f.end - element;
-  for (u32 i = 0; i < f.inputs; ++i) {
-    uint4 d = i < IO_IN_SHARED ? get128(f.io_at + 16 * i) : ((const uint4*)f.operands)[i];
+// Whole vectors of streams: 16 bytes a lane, known to be in global memory. Plain loads all the same: coherent, not through
+// the read-only path.
+D uint4 load_stream(u64 p) { uint4 v; asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p)); return v; }
+D ulonglong2 load_stream_pair(u64 p) { ulonglong2 v; asm volatile("ld.global.v2.u64 {%0, %1}, [%2];" : "=l"(v.x), "=l"(v.y) : "l"(p)); return v; }
+D void store_stream(u64 p, uint4 v) { asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory"); }
+D void store_stream_pair(u64 p, u64 x, u64 y) { asm volatile("st.global.v2.u64 [%0], {%1, %2};" ::"l"(p), "l"(x), "l"(y) : "memory"); }
+
+// Bring `most` elements of the inputs that lie in device memory into the second-level cache: those from `element` on or,
+// behind the warp's range, from where it goes on.
+D void fetch_ahead(u32 base_at, u64 element, u32 most, u32 lane) {
+  const Frame& f = SHARED(Frame, base_at);
+  if (element >= f.upto) element = f.then;
+  const u64 end = f.end;
+  if (element >= end) return;
+  const u32 count = (u32)(end - element < most ? end - element : most);
+#if __CUDA_ARCH__ >= 900
+  for (u32 i = lane; i < f.inputs; i += 32) {
+    const uint4 d = descriptor_of(f, base_at, i);
     if (!(d.w & IN_DEVICE_MEMORY)) continue;
-    const u32 kind = d.w & 0xFF;
-    const u32 shift = kind == MEM_I64 || kind == MEM_F64 || kind == MEM_U64 ? 3 : kind == MEM_I32 || kind == MEM_F32 || kind == MEM_U32 ? 2 : kind == MEM_I8 || kind == MEM_U8 || kind == MEM_BOOL ? 0 : 1;
-    const u32 bytes = (u32)(left < TILE ? left : TILE) << shift;
-    const u64 p = join(d.x, d.y) + ((element - f.base) << shift);
+    const u32 shift = shift_of(d.w & 0xFF), bytes = (count << shift) & ~15u;
+    const u64 p = (join(d.x, d.y) + (element << shift)) & ~15ull;
+    if (bytes) asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(p), "r"(bytes));
+  }
+#else
+  for (u32 i = 0; i < f.inputs; ++i) {
+    const uint4 d = descriptor_of(f, base_at, i);
+    if (!(d.w & IN_DEVICE_MEMORY)) continue;
+    const u32 shift = shift_of(d.w & 0xFF), bytes = count << shift;
+    const u64 p = join(d.x, d.y) + (element << shift);
     for (u32 at = 32 * lane; at < bytes; at += 1024) asm volatile("prefetch.global.L2 [%0];" ::"l"(p + at));
   }
+#endif
 }
 
 // One table element of any memory type, widened; the index is in range. Rare types share this out-of-line body.

@@ -38,4 +38,14 @@ D void bump_gpu(u64* p, u64 v) { asm volatile("red.relaxed.gpu.global.add.u64 [%
 D void min_gpu(u64* p, u64 v) { asm volatile("red.relaxed.gpu.global.min.u64 [%0], %1;" ::"l"(p), "l"(v) : "memory"); }
 D void max_gpu(u64* p, u64 v) { asm volatile("red.relaxed.gpu.global.max.u64 [%0], %1;" ::"l"(p), "l"(v) : "memory"); }
 
+// Three words and, where `adds`, one more of a counter, whose old value goes into `old`: all on their way at once.
+D void load_and_add_gpu(const u64* p, const u64* q, const u64* r, u64* counter, bool adds, u64& x, u64& y, u64& z, u64& old) {
+  asm volatile(
+    "{ .reg .pred adds; setp.ne.u32 adds, %8, 0; @adds atom.relaxed.gpu.global.add.u64 %3, [%7], 1;"
+    " ld.relaxed.gpu.global.u64 %0, [%4]; ld.relaxed.gpu.global.u64 %1, [%5]; ld.relaxed.gpu.global.u64 %2, [%6]; }"
+    : "=&l"(x), "=&l"(y), "=&l"(z), "+l"(old)
+    : "l"(p), "l"(q), "l"(r), "l"(counter), "r"((u32)adds)
+    : "memory");
+}
+
 D u64 now_ns() { u64 t; asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(t)::"memory"); return t; }

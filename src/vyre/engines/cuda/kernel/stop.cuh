@@ -20,4 +20,10 @@ D u64 inline_parameter(u64 sequence, u32 i) {
 D u64 asked_to_stop(u64 word, u64 sequence) { return word >> 8 == sequence + 1 ? REFUSED(word & 0xFF) : NO_FAULT; }
 D u64 asked_to_stop(u64 sequence) { return asked_to_stop(load_relaxed_gpu(&job_of(sequence)->stop), sequence); }
 
+// For loops: why the warp's item is to end now. Out of line, as parameter_of in interpret.cuh.
+D_CALL u64 why_stop(u32 base_at) {
+  Frame& f = SHARED(Frame, base_at);
+  return now_ns() > f.deadline ? REFUSED(FAULT_DEADLINE) : asked_to_stop(f.item.sequence);
+}
+
 D u64 marked(u32 flags) { return flags & FLAG_CANCELLED ? REFUSED(FAULT_CANCELLED) : REFUSED(FAULT_DEADLINE); }

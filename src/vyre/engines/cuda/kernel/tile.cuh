@@ -1,6 +1,19 @@
 // One tile of one item: setting a warp up for a program, running passes, folding what they leave.
 #pragma once
 #include "interpret.cuh"
+#ifndef QUICK
+#include "narrow.cuh"
+#endif
+
+// Whether interpret_narrow has what the record with this first word asks for.
+D bool is_narrow(u32 x) {
+#ifdef QUICK
+  return false;
+#endif
+  const u32 handler = x >> 8 & 0xFF;
+  const u64 word = handler < 64 ? NARROW_HANDLERS_0 : handler < 128 ? NARROW_HANDLERS_1 : handler < 192 ? NARROW_HANDLERS_2 : NARROW_HANDLERS_3;
+  return (word >> (handler & 63) & 1) && !(x & (LOAD_A64 | FIX_NAN64 | STORE64 | BLEND));
+}
 
 // Read the item's binding and its program into the warp's frame. All lanes; afterwards the code's first page is in place.
 // Returns a fault code when the binding is not one of this opcode.
@@ -22,13 +35,11 @@ D_CALL u32 set_up(u32 base_at) {
   u64 emit_at = acc_at + 16ull * accumulators;
   u64 pool_at = emit_at + 8ull * emits;
   u64 records_at = (pool_at + 8ull * p->pool + 15) & ~15ull;
-  u32 at = base_at + FRAME_BYTES;
+  u32 at = IO_AT + 16 * min(io, (u32)IO_IN_SHARED);
   u32 code_at = at;
   at += 16 * (min(records, (u32)WINDOW) + 1);
   u32 slot_at = at;
   at += 16 * (slots ? slots : 1);
-  u32 io_at = at;
-  at += 16 * min(io, (u32)IO_IN_SHARED);
   u32 stack_at = at;
   at += 64 * p->depth;
   u32 lane_at = at;
@@ -37,6 +48,11 @@ D_CALL u32 set_up(u32 base_at) {
   at += KEPT_BYTES * emits;
   u32 room = base_at + launch.shared_bytes - at, width = 32;
   while (width > 1 && p->planes * 32 * width > room) width >>= 1;  // at width 1 it fits: the host has checked
+  // Records that interpret_narrow can do, all in one window, and room for its larger planes.
+  bool narrow = b->elements >= TILE && records <= WINDOW && p->planes * 4 * NARROW_PASS <= room && io <= IO_IN_SHARED;
+  narrow = narrow && !emits && !p->float_sums && p->fuel_plane == NO_PLANE;
+  for (u32 i = lane; narrow && i < records; i += 32) narrow = is_narrow(((const u32*)records_at)[4 * i]);
+  narrow = __all_sync(FULL, narrow);
   // A small item is spread over just as many lanes as make whole vectors of it.
   while (width > 1 && b->elements <= 4 * width) width >>= 1;
   u64 operands = (u64)(b + 1);
@@ -46,11 +62,17 @@ D_CALL u32 set_up(u32 base_at) {
     f.results = b->results; f.tile_sums = b->tile_sums; f.emit_counts = b->emit_counts; f.scratch = b->scratch;
     f.operands = operands; f.pool = pool_at; f.records = records_at;
     f.heap = launch.scratch + launch.scratch_bytes * ((u64)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32);
-    f.code_at = code_at; f.slot_at = slot_at; f.io_at = io_at; f.stack_at = stack_at; f.lane_at = lane_at;
+    f.code_at = code_at; f.slot_at = slot_at; f.stack_at = stack_at; f.lane_at = lane_at;
     f.kept_at = kept_at; f.plane_at = at;
     f.width = width; f.page = 0; f.record_count = records; f.fuel = p->fuel; f.fuel_plane = p->fuel_plane;
     f.inputs = p->flags >> 8; f.io = io; f.tables = p->tables; f.accumulators = accumulators; f.emits = emits; f.float_sums = p->float_sums;
     f.slots = slots; f.constant_slots = p->constant_slots; f.tiles = b->tiles; f.program_flags = p->flags;
+  }
+  // The planes of float sums follow each other in the order of their accumulators.
+  for (u32 i = 0, found = 0; p->float_sums && !found; ++i) {
+    const uint4 d = ((const uint4*)acc_at)[i];
+    found = d.x == ACC_FLOAT_SUM;
+    if (found && lane == 0) f.sum_plane = d.y;
   }
   const u64* parameters = (const u64*)(operands + 16ull * (io + p->tables + emits + accumulators));
   for (u32 i = lane; i < slots; i += 32) {
@@ -63,13 +85,14 @@ D_CALL u32 set_up(u32 base_at) {
     put128(slot_at + 16 * i, make_uint4(low(v), high(v), low(v), high(v)));
   }
   bool aligned = io <= IO_IN_SHARED;
+  __syncwarp();  // the frame's base is written
   if (lane < min(io, (u32)IO_IN_SHARED)) {
     uint4 d = ((const uint4*)operands)[lane];
-    put128(io_at + 16 * lane, d);
+    put128(IO_AT + 16 * lane, from_zero(f, d));
     aligned = d.z != 0;
   }
   aligned = __all_sync(FULL, aligned);
-  if (lane == 0) f.aligned = aligned;
+  if (lane == 0) { f.aligned = aligned; f.narrow = narrow; }
   load_page(f, base_at, 0, lane);
   return 0;
 }
@@ -122,19 +145,25 @@ D_CALL void write_emits(u32 base_at, u64 tile, u32 lane) {
 D_CALL void add_partials(u32 base_at, u32 from, u32 lane) {  // from: elements of the tile before this pass
   Frame& f = SHARED(Frame, base_at);
   const u32 width = f.width, half = width * 16;
-  const uint4* acc = (const uint4*)f.acc;
-  u64* heap = (u64*)f.heap;
-  for (u32 i = 0; i < f.accumulators; ++i) {
-    uint4 d = acc[i];
-    if (d.x != ACC_FLOAT_SUM) continue;
-    if (lane < width)
-      for (u32 j = 0; j < 8; ++j) {
-        u32 in_pass = (j < 4 ? 0 : 4 * width) + lane * 4 + (j & 3), k = from + in_pass;
-        u64 v = get64(place64(f.plane_at + d.y * 2 * half + lane * 16, half, j));
-        u64* x = heap + (k & (TILE / 2 - 1));
-        *x = k < TILE / 2 ? v : bits(__dadd_rn(as_f64(*x), as_f64(v)));
+  u64* heap = (u64*)f.heap + (from & (TILE / 2 - 1)) + 4 * lane;
+  for (u32 i = 0; i < f.float_sums; ++i, heap += TILE / 2) {
+    if (lane >= width) continue;
+    ulonglong2* x[4] = {(ulonglong2*)heap, (ulonglong2*)heap + 1, (ulonglong2*)(heap + 4 * width), (ulonglong2*)(heap + 4 * width) + 1};
+    ulonglong2 v[4], old[4];
+    const u32 at = f.plane_at + (f.sum_plane + 2 * i) * 2 * half + lane * 16;
+#pragma unroll
+    for (u32 k = 0; k < 4; ++k) v[k] = get_pair(at + k * half);
+    if (from >= TILE / 2) {
+#pragma unroll
+      for (u32 k = 0; k < 4; ++k) old[k] = *x[k];
+#pragma unroll
+      for (u32 k = 0; k < 4; ++k) {
+        v[k].x = bits(__dadd_rn(as_f64(old[k].x), as_f64(v[k].x)));
+        v[k].y = bits(__dadd_rn(as_f64(old[k].y), as_f64(v[k].y)));
       }
-    heap += TILE / 2;
+    }
+#pragma unroll
+    for (u32 k = 0; k < 4; ++k) *x[k] = v[k];
   }
 }
 
@@ -160,42 +189,56 @@ D_CALL void fold_tile(u32 base_at, u64 tile, u32 done, u32 lane) {  // done: ele
   __syncwarp();
 }
 
-// Elements [tile, tile + 1024) of the item that the warp is set up for.
-// `ahead` is where the warp goes on afterwards, ~0 when it does not know.
-D_CALL void run_tile(u32 base_at, u64 tile, u64 ahead) {
+// What a pass of a program with loops, float sums or emits starts from.
+D void begin_pass(u32 base_at, u32 lane) {
   Frame& f = SHARED(Frame, base_at);
-  const u32 lane = threadIdx.x & 31, width = f.width, half = width * 16, step = 8 * width;
-  const uint4* acc = (const uint4*)f.acc;
-  u64 end = f.end;
-  u32 count = (u32)(end - tile < TILE ? end - tile : TILE);
-  for (u32 i = lane; i < f.emits; i += 32) put32(f.kept_at + i * KEPT_BYTES + 128, 0);
-  if (ahead < end) fetch_ahead(f, ahead, lane);
-  const bool has_sums = f.float_sums != 0, has_emits = f.emits != 0, has_loops = f.fuel_plane != NO_PLANE;
-  u32 from = 0;
-  for (; from < count; from += step) {
-    if (f.fault >> 20 < tile + from) break;  // a lower element has trapped: what follows cannot matter
-    if (lane == 0) { f.pass = tile + from; if (has_loops) f.deadline = now_ns() + TILE_NS; }
-    if (lane < width) {
-      if (has_loops) {
-        u32 zero[8] = {0, 0, 0, 0, 0, 0, 0, 0};
-        write8(zero, f.plane_at + f.fuel_plane * 2 * half + lane * 16, half);
-      }
-      if (has_sums)
-        for (u32 i = 0; i < f.accumulators; ++i) {
-          uint4 d = acc[i];
-          if (d.x != ACC_FLOAT_SUM) continue;
-          u64 none = 1ull << 63, absent[8] = {none, none, none, none, none, none, none, none};  // -0.0
-          write8(absent, f.plane_at + d.y * 2 * half + lane * 16, half);
-        }
+  const u32 width = f.width, half = width * 16;
+  if (lane < width) {
+    if (f.fuel_plane != NO_PLANE) {
+      u32 zero[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+      write8(zero, f.plane_at + f.fuel_plane * 2 * half + lane * 16, half);
+      if (lane == 0) f.deadline = now_ns() + TILE_NS;
     }
-    if (has_emits) for (u32 i = 0; i < f.emits; ++i) put32(f.kept_at + i * KEPT_BYTES + lane * 4, 0);
-    __syncwarp();
-    interpret(base_at);
-    __syncwarp();
-    if (has_emits) write_emits(base_at, tile, lane);
-    if (has_sums) add_partials(base_at, from, lane);
+    for (u32 i = 0; i < f.float_sums; ++i) {
+      const u64 none = 1ull << 63, absent[8] = {none, none, none, none, none, none, none, none};  // -0.0
+      write8(absent, f.plane_at + (f.sum_plane + 2 * i) * 2 * half + lane * 16, half);
+    }
   }
-  if (f.float_sums && f.fault == NO_FAULT) fold_tile(base_at, tile, from < TILE / 2 ? from : TILE / 2, lane);
-  for (u32 i = lane; i < f.emits; i += 32)
-    ((u32*)f.emit_counts)[(u64)i * f.tiles + (tile - f.base) / TILE] = get32(f.kept_at + i * KEPT_BYTES + 128);
+  for (u32 i = 0; i < f.emits; ++i) put32(f.kept_at + i * KEPT_BYTES + lane * 4, 0);
+}
+
+// Elements [from, to) of the item that the warp is set up for: whole tiles, or up to the item's end. `then` is where the
+// warp goes on afterwards, NOWHERE when it does not know.
+D_CALL void run_range(u32 base_at, u64 from, u64 to, u64 then) {
+  Frame& f = SHARED(Frame, base_at);
+  const u32 lane = threadIdx.x & 31, step = 8 * f.width;
+  const bool has_sums = f.float_sums != 0, has_emits = f.emits != 0;
+  // Nothing happens between the passes of most programs: they are interpreted in one go.
+  const bool plain = !has_sums && !has_emits && f.fuel_plane == NO_PLANE;
+  if (lane == 0) { f.upto = to; f.then = then; }
+  u64 tile = from;
+  do {
+    const u64 stop = plain || to - tile < TILE ? to : tile + TILE;
+    for (u32 i = lane; i < f.emits; i += 32) put32(f.kept_at + i * KEPT_BYTES + 128, 0);
+    u64 pass = tile;
+    for (; pass < stop; pass = plain ? stop : pass + step) {
+      if (f.fault >> 20 < pass) break;  // a lower element has trapped: what follows cannot matter
+      if (!plain) begin_pass(base_at, lane);
+      __syncwarp();
+#ifndef QUICK
+      if (f.narrow) {
+        interpret_narrow(base_at, pass, stop);
+        break;
+      }
+#endif
+      interpret(base_at, pass, plain ? stop : pass + step);
+      __syncwarp();
+      if (has_emits) write_emits(base_at, tile, lane);
+      if (has_sums) add_partials(base_at, (u32)(pass - tile), lane);
+    }
+    if (has_sums && f.fault == NO_FAULT) fold_tile(base_at, tile, min((u32)(pass - tile), (u32)TILE / 2), lane);
+    for (u32 i = lane; i < f.emits; i += 32)
+      ((u32*)f.emit_counts)[(u64)i * f.tiles + (tile - f.base) / TILE] = get32(f.kept_at + i * KEPT_BYTES + 128);
+    tile = stop;
+  } while (tile < to);
 }

@@ -24,5 +24,10 @@ D u64 bits(f64 x) { return (u64)__double_as_longlong(x); }
 D f32 as_f32(u32 x) { return __uint_as_float(x); }
 D f64 as_f64(u64 x) { return __longlong_as_double((i64)x); }
 
+// The same value, but the compiler does not know it: what is computed from it stays where it is needed, and takes no
+// register in between.
+D u64 opaque(u64 x) { asm volatile("" : "+l"(x)); return x; }
+D u32 opaque(u32 x) { asm volatile("" : "+r"(x)); return x; }
+
 #define NAN32 0x7FC00000u
 #define NAN64 0x7FF8000000000000ull
