@@ -30,7 +30,7 @@ from vyre.stream.pread import read_failed
 from vyre.stream.source import Chunk, Source, shrank
 from vyre.stream.syscalls import KERNEL
 from vyre.stream.tables import RUNG_OF, RUNS_AT_ONCE, Field, FramePlace, Publish, Tables
-from vyre.stream.threads import NativeThread
+from vyre.stream.threads import NativeThread, name_this_thread
 from vyre.stream.uring import Ring, refused
 
 CLOSE_TIMEOUT_S: Final = 10.0
@@ -504,6 +504,7 @@ def _pump_thread(state: _Pump) -> None:
     assert state.natives is not None
     tables = state.tables
     try:
+        name_this_thread("vyre-pump")
         state.open_ring()
         state.natives.pump_loop(tables.address)
         state.close_ring()
