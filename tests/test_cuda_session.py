@@ -149,6 +149,15 @@ def test_tickets_can_be_awaited_and_cancelling_the_task_cancels_the_item(slow):
     asyncio.run(main())
 
 
+def test_a_thread_that_waits_long_leaves_the_processor_to_others(monkeypatch):
+    with open_fake(monkeypatch, work_s=0.5) as session:
+        session.run(PLUS, x=X)
+        ticket = session.submit(PLUS, x=X)
+        before = time.thread_time()
+        assert ticket.result().value[0] == 1
+        assert time.thread_time() - before < 0.15
+
+
 def test_closing_cancels_what_is_not_done(monkeypatch):
     with open_fake(monkeypatch, work_s=20.0) as session:
         tickets = [session.submit(PLUS, x=X) for _ in range(10)]

@@ -53,6 +53,8 @@ _HELD: Final = caller.R_HELD // 8
 _LAUNCHED: Final = abi.LAUNCH.fields["generation"][1] // 8  # type: ignore[index]
 THREADS: Final = abi.WARP * abi.WARPS_PER_BLOCK
 KEEPER_S: Final = 0.005
+SPINS: Final = 20_000
+"""Looks of a waiting thread, about two milliseconds, before it begins to sleep in between."""
 _LOST_FIX: Final = "open a session in a new process; this process's GPU context cannot be trusted"
 
 
@@ -531,8 +533,32 @@ class Residency:
                     alive = now + 1.0
                     if self.is_here:
                         self._check_alive()
-                if spins > 20_000:
-                    time.sleep(0.00002)
+                if spins > SPINS:
+                    self._wait_long(at, end, timeout_s, deadline)
+                    return
+
+    def _wait_long(self, at: int, end: int, timeout_s: float | None, deadline: float) -> None:
+        """The rest of a wait that has spun for about two milliseconds: other threads of Python get to run now.
+
+        It sleeps for a thirty-second part of what it has waited, so that is what it may be late by, and at most 1 ms.
+        """
+        words, mask = self._record_words, self._mask
+        began = time.monotonic()
+        alive = began + 1.0
+        while True:
+            while at < end and words[(at & mask) * 8] == at + 1:
+                at += 1
+            if at >= end:
+                return
+            self.look()
+            now = time.monotonic()
+            if now >= deadline:
+                raise WaitTimeout(f"item {at} was not complete within {timeout_s} s", fix="wait again, or cancel it")
+            if now > alive:
+                alive = now + 1.0
+                if self.is_here:
+                    self._check_alive()
+            time.sleep(min(max((now - began) / 32, 0.00002), 0.001, deadline - now))
 
     def _completed(self, first: int, n: int) -> int:
         """How many of n sequences from ``first`` are complete without a gap, looking at one stretch of the ring."""
