@@ -408,9 +408,9 @@ class ChunkStream:
         engine = self._engine
         try:
             self._feed.close()
-        finally:
             if not engine.closed:
                 self._settle()
+        finally:
             self._feed.give_up()
 
     def _settle(self) -> None:

@@ -281,4 +281,5 @@ class SessionCudaEngine(CudaEngine):
             return ChunkStream(self, opcode, feed, tables, params)
         except BaseException:
             feed.close()
+            feed.give_up()
             raise

@@ -42,7 +42,7 @@ class RegisteredPools:
         if kept is not None:
             if kept.limit >= pool_bytes:
                 return kept
-            self._drop(kept)
+            self.discard(kept)
         pool = Pool(pool_bytes)
         try:
             pool.reserve(pool.limit)
@@ -84,9 +84,10 @@ class RegisteredPools:
         with self._lock:
             drop, self._kept = self._kept, pool
         if drop is not None:
-            self._drop(drop)
+            self.discard(drop)
 
-    def _drop(self, pool: Pool) -> None:
+    def discard(self, pool: Pool) -> None:
+        """Unregister and unmap a pool that nobody reads or fills any more."""
         for address, _ in pool.pieces():
             with self._lock:
                 del self._registered[address]
@@ -100,4 +101,4 @@ class RegisteredPools:
         with self._lock:
             kept, self._kept = self._kept, None
         if kept is not None:
-            self._drop(kept)
+            self.discard(kept)

@@ -105,7 +105,8 @@ def _host_feed(engine: SessionCudaEngine, source: Source, io: str, chunk_element
         )
         return feed
     except BaseException:
-        engine.pools.give_back(pool)
+        if not pool.retired:
+            engine.pools.discard(pool)  # parts of it may be lent
         raise
 
 
