@@ -222,3 +222,12 @@ def test_cold_ways_bring_the_same_bits_through_the_registered_pool(session, tmp_
     assert same(result, want)
     ways = " ".join(result.report.bytes_by_way)
     assert {"pread": "preadv page cache", "uring": "io_uring page cache", "uring-direct": "O_DIRECT"}[io] in ways
+
+
+@pytest.mark.parametrize("io", ["auto", "hot", "pread"])
+def test_an_empty_file_has_no_parts_and_totals_of_nothing(session, tmp_path, io):
+    (tmp_path / "empty").touch()
+    column = vyre.raw(tmp_path / "empty", vyre.f32)
+    assert session.run(vyre.expression("sum(x)", {"x": vyre.f32}), x=column, io=io).value == 0
+    with session.stream(vyre.expression("x + 1", {"x": vyre.f32}), x=column, io=io) as stream:
+        assert list(stream) == []

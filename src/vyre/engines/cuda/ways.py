@@ -52,8 +52,9 @@ def open_feed(
     if io == "cufile":
         return _cufile(engine, source, chunk_elements, limit)
     loads = loads_of(program)
-    feed = _host_feed(engine, source, io, chunk_elements, limit)
-    if source.fields() or not engine.residency.resident or (loads < 2 and source.bytes < STAGED_BYTES):
+    feed = _host_feed(engine, program, source, io, chunk_elements, limit)
+    small = loads < 2 and source.bytes < STAGED_BYTES
+    if small or source.fields() or not engine.residency.resident:
         return feed
     try:
         better, line = measured(engine, engine.store).choice(loads)
@@ -65,14 +66,16 @@ def open_feed(
         raise
 
 
-def _host_feed(engine: SessionCudaEngine, source: Source, io: str, chunk_elements: int | None, limit: int) -> Feed:
+def _host_feed(
+    engine: SessionCudaEngine, program: Program, source: Source, io: str, chunk_elements: int | None, limit: int
+) -> Feed:
     """Into host memory that the kernel sees, or where it is there already."""
     refusal = None
     if io in ("mapped", "auto"):
         reason, refusal = _mapped_reason(engine.mapped, source, io)
         if reason:
             try:
-                return _mapped(engine, source, chunk_elements, reason)
+                return _mapped(engine, program, source, chunk_elements, reason)
             except StreamError as error:
                 refusal = error.message
         if refusal and io == "mapped":
@@ -130,8 +133,13 @@ def _mapped_reason(mapped: MappedFiles, source: Source, io: str) -> tuple[str, s
     return "in the page cache, and not read for the first time", None
 
 
-def _mapped(engine: SessionCudaEngine, source: Source, chunk_elements: int | None, reason: str) -> Feed:
-    chunk = chunk_elements or default_chunk(source, 16 * MAPPED_CHUNK_BYTES, MAPPED_CHUNK_BYTES)
+def _mapped(
+    engine: SessionCudaEngine, program: Program, source: Source, chunk_elements: int | None, reason: str
+) -> Feed:
+    # Results of a chunk need memory, its inputs none: chunks are long only where results are numbers.
+    long = not program.outputs and not program.emits
+    size = MAPPED_CHUNK_BYTES if long else COPIED_CHUNK_BYTES
+    chunk = chunk_elements or default_chunk(source, 16 * size, size)
     with Pool(PAGE) as none:
         plan = Plan.choose(source, none, io="hot", chunk_elements=chunk)
     feed = MappedFeed(source, plan, engine.mapped, engine._pinned, engine.residency.lock)
