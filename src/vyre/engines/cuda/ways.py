@@ -95,13 +95,13 @@ def _host_feed(
             plan.notes.append(
                 f"cuFile not taken: {'; '.join(cufile.obstacles() or cufile.lacks_direct() or _NOT_ASKED)}"
             )
-            return ReaderFeed(source, plan, pool, engine.pools)
+            return ReaderFeed(source, plan, pool, engine.pools, engine.store)
         for decision in hot:
             decision.rung = Rung.COPIED
             if refusal:
                 decision.refusals.append(Refusal(Rung.MAPPED, refusal))
         slots = max(1, min(SEATS_MAX, pool.limit // frame))
-        feed = CopierFeed(source, plan, pool, slots, engine.pools)
+        feed = CopierFeed(source, plan, pool, slots, engine.pools, store=engine.store)
         plan.notes.append(
             f"{feed.copiers} copier threads into {slots} slots of {frame / (1 << 20):.1f} MiB, registered with CUDA and "
             "read there by the kernel"
