@@ -122,7 +122,7 @@ def sleep_until_queued(board: int) -> None:
                 bell = load32_seqcst(board + BOARD_QUEUED)
                 fetch_add64(board + BOARD_SLEEPERS, 1)
                 ready = load64_seqcst(board + BOARD_HEAD) < load64_acquire(board + BOARD_TAIL)
-                if ready == 0:
+                if ready == 0 and load64_acquire(board + BOARD_STOP) == 0:
                     futex_wait(board + BOARD_QUEUED, bell, SLEEP_NS)
                 fetch_add64(board + BOARD_SLEEPERS, 0xFFFF_FFFF_FFFF_FFFF)
     fetch_add64(board + BOARD_WAITED_NS, now_ns() - since)
