@@ -550,6 +550,28 @@ except KeyboardInterrupt:
     assert out == "stopped 0 True\n"
 
 
+@pytest.mark.parametrize("driven", DRIVEN)
+def test_a_forked_child_is_refused_and_the_parents_reader_goes_on(tmp_path, driven):
+    data = random.Random(1).randbytes(3_000_000)
+    path = write(tmp_path / "a", data)
+    with open_columns({"x": path}, {"x": MemType.u8}) as source, Pool(POOL_BYTES) as pool:
+        plan = Plan.choose(source, pool, io="pread", chunk_elements=65536)
+        with Reader(source, plan, pool, **driven) as reader:
+            reader.submit()
+            child = os.fork()
+            if child == 0:
+                code = 1
+                try:
+                    reader.ready(0.1)
+                except StreamError as error:
+                    code = 0 if "belongs to the parent" in str(error) else 2
+                reader.close()
+                del reader
+                os._exit(code)
+            assert os.waitpid(child, 0)[1] == 0
+            assert drain(reader)[0]["x"] == data
+
+
 @real
 def test_a_read_that_ctrl_c_kept_from_the_ring_does_not_hold_up_closing(tmp_path):
     import time

@@ -352,6 +352,11 @@ class Reader:
     # --- beginning and end ------------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
+        if self._pump.is_elsewhere:
+            raise StreamError(
+                "the reader belongs to the parent process: its memory does not survive fork",
+                fix="open the stream after fork, or start processes with spawn",
+            )
         if self._begun:
             return
         self._begun = True
@@ -384,7 +389,7 @@ class Reader:
         Chunks that were handed out stay lent until ``release``. A pool into which the kernel may still write, because
         it gave no answer or because this is another thread than the ring's, is retired: it is never unmapped.
         """
-        if self._closed:
+        if self._closed or self._pump.is_elsewhere:
             return
         self._closed = True
         if self._begun:
@@ -429,6 +434,11 @@ class _Pump:
         self._native: list[NativeThread] = []
         self._pid = os.getpid()
 
+    @property
+    def is_elsewhere(self) -> bool:
+        """In a forked child: tables, threads and ring are the parent's."""
+        return os.getpid() != self._pid
+
     def start(self) -> None:
         """Start the threads. Only one that has to set an io_uring up begins in Python."""
         natives, address = self.natives, self.tables.address
@@ -443,7 +453,7 @@ class _Pump:
 
     def stop(self) -> None:
         """Ask the threads to end and join them."""
-        if self.natives is None or os.getpid() != self._pid or not (self._thread or self._native):
+        if self.natives is None or self.is_elsewhere or not (self._thread or self._native):
             return
         words, address = self.tables.words, self.tables.address
         words[f.P_STOP // 8] = 1

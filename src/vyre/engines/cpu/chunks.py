@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -132,6 +133,8 @@ class CpuChunks:
     ) -> None:
         self._engine, self._source, self.plan, self._pool = engine, source, plan, pool
         self._program: Program = engine.image(opcode).program
+        self._closed = False
+        self._pid = os.getpid()
         self._next = 0
         self._elements = 0
         self._frames: list[CpuFrame] = []
@@ -266,6 +269,9 @@ class CpuChunks:
 
     def close(self) -> None:
         """End the pump, and give frames, ring and pool back. Nobody is inside a chunk any more when it returns."""
+        if self._closed or os.getpid() != self._pid:  # in a forked child none of this is there
+            return
+        self._closed = True
         if self._engine.closed:
             self._engine.close()  # returns once nobody is inside an item
         if self._reader is not None:
@@ -278,6 +284,11 @@ class CpuChunks:
             frame.close()
         self._pool.close()
         self._engine.release_ring(self._ring)
+
+    def __del__(self) -> None:
+        # The pump writes into frames: it has to end before they go, whatever order they would go in by themselves.
+        if hasattr(self, "_ring"):
+            self.close()
 
 
 def _field(source: Source, name: str) -> Field:
