@@ -52,6 +52,7 @@ def test_a_program_from_a_file_runs_where_its_inputs_are_pinned_and_where_they_a
 def test_what_is_unbound_and_unloaded_makes_room_for_what_comes(engine):
     expression = vyre.expression("a + 1", {"a": vyre.f32})
     a = np.arange(5000, dtype=np.float32)
+    engine.pinned_empty(1, np.float32)
     pools = (engine.arena._pieces, engine._pinned._chunks[0].pieces)
     for pieces in pools:
         pieces.settle()

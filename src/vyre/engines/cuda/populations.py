@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from vyre.engines.base import PopulationResult
 from vyre.engines.cuda import abi
 from vyre.engines.cuda.bindings import NUMPY, fault_of, host_array
 from vyre.engines.cuda.lower import is_float_sum, values_of_keys
-from vyre.engines.cuda.memory import Pool, address_of
+from vyre.engines.cuda.memory import Chunk, Pool, address_of
 from vyre.engines.fold import fold_rows
 from vyre.errors import ArenaFull
 from vyre.program.opcodes import TILE, AccKind
@@ -71,6 +71,7 @@ def load(engine: CudaEngine, population: Population) -> ResidentPopulation:
         table[numbers] = units
         # Nothing names this stretch yet, so the copy engine may write it beside the kernel.
         engine.device.to_device(engine.residency.arena_address + at, arena.address + at, images.nbytes)
+        engine.lowering.keep(images)
         for first, last in _runs(numbers):
             arena.touch(4 * first, 4 * (last - first))
     sums = sum(map(is_float_sum, declared.accumulators))
@@ -116,6 +117,21 @@ def run(
     return _Run(engine, resident, chosen, outputs, count).run(inputs, tables, params, make_room)
 
 
+class _Half(NamedTuple):
+    """Memory of a batch; two of them are under way.
+
+    Attributes:
+        chunk, at: pinned memory for outputs, and its place there.
+        near: device memory for accumulators and tile sums.
+        scratch: device memory for accumulators of items of many tiles.
+    """
+
+    chunk: Chunk
+    at: int
+    near: int
+    scratch: int
+
+
 class _Run:
     """One call on its way."""
 
@@ -136,20 +152,20 @@ class _Run:
         self.tiles = tiles = -(-count // TILE)
         self.sums = [i for i, a in enumerate(program.accumulators) if is_float_sum(a)]
         self.on_device = [not isinstance(o, np.ndarray) for o in outputs]
-        # A program's share of a batch's pinned memory: results, tile sums, then outputs that go to the host.
+        # Accumulators and tile sums of a program go to device memory and come back by the copy engine: the bus takes
+        # 15 million words a second one by one. Outputs for the host go to its share of a batch's pinned memory.
+        self.near_words = len(program.accumulators) + len(self.sums) * tiles
         self.row_at: list[int] = []
-        at = 8 * len(program.accumulators) + 8 * len(self.sums) * tiles
-        at = (at + 127) // 128 * 128
+        at = 0
         for (_, dtype), on_device in zip(program.outputs, self.on_device, strict=True):
             self.row_at.append(at)
             at += 0 if on_device else (count * NUMPY[dtype].itemsize + 127) // 128 * 128
         self.row_bytes = max(at, 128)
-        self.batch = max(1, min(len(chosen), engine.residency.capacity // 2, STAGING_BYTES // self.row_bytes))
+        most = STAGING_BYTES // max(self.row_bytes, 8 * self.near_words)
+        self.batch = max(1, min(len(chosen), engine.residency.capacity // 2, most))
         self.pieces: list[tuple[Pool, int]] = []
         self.result = PopulationResult(list(outputs))
-        n = len(chosen)
-        self.words = np.zeros((n, len(program.accumulators)), np.uint64)
-        self.tile_sums = np.zeros((n, len(self.sums), tiles))
+        self.words = np.zeros((len(chosen), self.near_words), np.uint64)
 
     def run(
         self, inputs: Sequence[Any], tables: Sequence[Any], params: Sequence[int], make_room: Callable[[], None]
@@ -192,16 +208,18 @@ class _Run:
         self._accumulators()
         return self.result
 
-    def _half(self) -> tuple[Any, int, int]:
-        """Pinned memory of a batch, its place in its chunk, and device memory for accumulators of many tiles."""
+    def _half(self) -> _Half:
+        """Memory of a batch."""
         engine = self.engine
         chunk, at = engine._pinned.cut(self.row_bytes * self.batch)
         self.pieces.append((engine._pinned, chunk.address + at))
+        near = engine._device_pool.get(max(8 * self.near_words * self.batch, 16))
+        self.pieces.append((engine._device_pool, near))
         scratch = 0
         if self.program.accumulators and self.tiles > 1:
             scratch = engine._device_pool.get(8 * len(self.program.accumulators) * self.batch)
             self.pieces.append((engine._device_pool, scratch))
-        return chunk, at, scratch
+        return _Half(chunk, at, near, scratch)
 
     def _operands(self, inputs: Sequence[Any], tables: Sequence[Any]) -> list[int]:
         """Words of inputs, outputs and tables; zeros where an output's address goes."""
@@ -230,23 +248,23 @@ class _Run:
         return address
 
     def _bindings(
-        self, first: int, half: tuple[Any, int, int], operands: list[int], params: Sequence[int], width: int
+        self, first: int, half: _Half, operands: list[int], params: Sequence[int], width: int
     ) -> NDArray[np.uint64]:
         """The batch's bindings, u64[programs, width]."""
-        chunk, at, scratch = half
-        program = self.program
+        program, scratch = self.program, half.scratch
         last = min(first + self.batch, len(self.opcodes))
         row = np.arange(last - first, dtype=np.uint64)
-        base = row * np.uint64(self.row_bytes) + np.uint64(chunk.device + at)
+        base = row * np.uint64(self.row_bytes) + np.uint64(half.chunk.device + half.at)
+        near = row * np.uint64(8 * self.near_words) + np.uint64(half.near)
         made = np.zeros((last - first, width), np.uint64)
         accs = len(program.accumulators)
         made[:, 0] = self.opcodes[first:last].astype(np.uint64) << np.uint64(32) | np.uint64(abi.MAGIC_BINDING)
         made[:, 1] = self.units[first:last] | np.uint64(self.tiles << 32)
         made[:, 3] = self.count
-        made[:, 4] = base
+        made[:, 4] = near
         made[:, 5] = row * np.uint64(8 * accs) + np.uint64(scratch) if scratch else 0
-        made[:, 6] = base + np.uint64(8 * accs)
-        made[:, 7] = base
+        made[:, 6] = near + np.uint64(8 * accs)
+        made[:, 7] = near
         made[:, 8 : 8 + len(operands)] = operands
         for i, (_, dtype) in enumerate(program.outputs):
             size = NUMPY[dtype].itemsize
@@ -276,23 +294,21 @@ class _Run:
         slots[:, 7], slots[:, 8] = self.count & 0xFFFF_FFFF, self.count >> 32
         return slots
 
-    def _collect(self, halves: list[tuple[Any, int, int]], sequence: int, first: int, half: int) -> None:
+    def _collect(self, halves: list[_Half], sequence: int, first: int, half: int) -> None:
         """Wait for a batch and take its results out of pinned memory, which the next one reuses."""
         engine = self.engine
         n = min(self.batch, len(self.opcodes) - first)
         engine.wait(sequence, n)
         records = engine.completions(sequence, n)
-        chunk, at, _ = halves[half]
+        chunk, at, near, _ = halves[half]
         rows = chunk.whole[at : at + n * self.row_bytes].reshape(n, self.row_bytes)
         bad = np.flatnonzero(records["status"] != Status.DONE)
         for i in bad.tolist():
             r = records[i]
             self.result.faults[first + i] = fault_of(int(r["code"]), int(r["pc"]), int(r["element"]))
-        accs = 8 * len(self.program.accumulators)
-        if accs:
-            self.words[first : first + n] = rows[:, :accs].view(np.uint64)
-            sums = rows[:, accs : accs + 8 * len(self.sums) * self.tiles].view(np.float64)
-            self.tile_sums[first : first + n] = sums.reshape(n, len(self.sums), self.tiles)
+        if self.near_words:
+            words = self.words[first : first + n]
+            engine.device.to_host(address_of(words), near, words.nbytes)
         for i, (_, dtype) in enumerate(self.program.outputs):
             if not self.on_device[i]:
                 size = self.count * NUMPY[dtype].itemsize
@@ -302,10 +318,12 @@ class _Run:
 
     def _accumulators(self) -> None:
         faulted = list(self.result.faults)
+        accs = len(self.program.accumulators)
         for i, acc in enumerate(self.program.accumulators):
             kind = NUMPY[acc.dtype]
             if i in self.sums:
-                values = fold_rows(self.tile_sums[:, self.sums.index(i)]).astype(kind)
+                at = accs + self.sums.index(i) * self.tiles
+                values = fold_rows(self.words[:, at : at + self.tiles].view(np.float64)).astype(kind)
             else:
                 words = self.words[:, i]
                 if acc.kind in (AccKind.min, AccKind.max):

@@ -40,6 +40,8 @@ _WHAT: Final = {
     "unreachable": s.OTHER, "return": s.OTHER,
 }  # fmt: skip
 _INSTR_CLASS: Final = {Instr}
+SPARE_BYTES: Final = 32 << 20
+"""Of the memory that images of a population are made in, and that is kept for the next one."""
 
 
 def _entry(op: Op) -> tuple[int, int, int]:
@@ -115,6 +117,7 @@ class Lowering:
 
     def __init__(self, store: jit.ObjectStore | None) -> None:
         self._memories: list[_Memory] = []
+        self._spare: NDArray[np.uint64] = np.empty(0, np.uint64)
         self._natives = natives(store)  # type: ignore[arg-type]  # a store hashes by itself
         if self._natives is not None:
             if verifier.quick.check is None:
@@ -170,7 +173,10 @@ class Lowering:
         n = len(population)
         most = _most_bytes(population)
         ahead = np.append(np.cumsum(most[::-1])[::-1], 0)  # of the programs from each one on
-        out = np.empty(int(ahead[0]) // 8 + 8, np.uint64)
+        room = int(ahead[0]) // 8 + 8
+        out, self._spare = self._spare, np.empty(0, np.uint64)
+        if len(out) < room:
+            out = np.empty(room, np.uint64)
         places = np.zeros(n, np.int64)
         used = i = 0
         described_ = described(population.shape)
@@ -211,6 +217,12 @@ class Lowering:
             i += 1
         self._memories.append(memory)
         return out[: used // 8], places
+
+    def keep(self, images: NDArray[np.uint64]) -> None:
+        """Memory of ``images`` that is no longer used: fresh memory would cost as much as filling it."""
+        whole = images if images.base is None else images.base
+        if isinstance(whole, np.ndarray) and whole.nbytes <= SPARE_BYTES:
+            self._spare = whole
 
     def _memory(self) -> _Memory:
         try:
