@@ -264,7 +264,7 @@ def test_a_handle_without_the_right_to_read_and_one_that_was_taken_back_are_refu
 
 
 def test_an_item_with_a_forged_request_ends_in_fault_rights_and_reads_nothing(session, table, monkeypatch):
-    monkeypatch.setattr(home.Requests, "take", lambda self: request(handle=12_345_678))
+    monkeypatch.setattr(home.Requests, "take", lambda self, count: request(handle=12_345_678))
     found = session.run(twice, i=near(2_000), t=table, on_fault="report")
     assert found.fault.code == FaultCode.rights
     assert "12345678" in found.fault.reason
@@ -273,7 +273,7 @@ def test_an_item_with_a_forged_request_ends_in_fault_rights_and_reads_nothing(se
 
 def test_a_request_for_a_table_of_another_program_is_refused(session, files, table, monkeypatch):
     with disk_table(files / "links.npy") as other:
-        monkeypatch.setattr(home.Requests, "take", lambda self: request(handle=other._handle))
+        monkeypatch.setattr(home.Requests, "take", lambda self, count: request(handle=other._handle))
         found = session.run(twice, i=near(2_000), t=table, on_fault="report")
         assert found.fault.code == FaultCode.rights
         assert other.loaded == 0

@@ -176,7 +176,7 @@ IO_REQUEST_DTYPE: Final = np.dtype(
 )  # fmt: skip
 assert IO_REQUEST_DTYPE.itemsize == IO_REQUEST_BYTES
 
-REQUESTS_COUNT: Final = 0  # u64, engine: requests of this run, moved by add; beyond the capacity they are counted only
+REQUESTS_COUNT: Final = 0  # u64, engine: requests of this run, moved by add, unless PAGED_COUNT names another word
 REQUESTS_CAPACITY: Final = 8  # u64, host: entries that there is room for
 REQUESTS_ENTRIES: Final = 64  # u32[8] each, engine: the requests, in any order, the same one more than once
 
@@ -187,6 +187,9 @@ PAGED_BASE: Final = 16  # u64, host: byte of the file at which element 0 begins
 PAGED_REQUESTS: Final = 24  # u64, host: address of the requests of the item that is running
 PAGED_HANDLE: Final = 32  # u64, host: what requests name the file by
 PAGED_USED: Final = 40  # u64, host: address of one u8 per page, engine: 1 when the item that is running wants the page
+PAGED_COUNT: Final = (
+    48  # u64, host: address of the u64 that engines count requests in: the list's, or one in device memory
+)
 PAGED_BYTES: Final = 64
 
 # --- binding operands ---------------------------------------------------------------------------------------------

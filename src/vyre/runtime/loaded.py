@@ -73,11 +73,13 @@ class Loaded:
 
     def paged(self, tables: frozenset[int]) -> int:
         """Opcode of the same program with these tables on disk."""
+        load = getattr(self.session.engine, "load_paged", None)
+        if load is None:  # an engine that sees it by the binding
+            return self.opcode
         known = self._paged = {} if self._paged is None else self._paged
         opcode = known.get(tables)
         if opcode is None:
-            engine: Any = self.session.engine
-            opcode = known[tables] = engine.load(self.verified, tables)
+            opcode = known[tables] = int(load(self.verified, tables))
         return opcode
 
     def _free(self) -> None:

@@ -91,7 +91,7 @@ def run_paged(
             )
             result.report.notes += notes
             return result
-        requests = Requests()
+        requests = min(tables.values(), key=id).requests  # any of them: all their locks are held
         paged = {
             loaded.program.tables[n].name: PagedTable(t.address, t.size, requests.address) for n, t in tables.items()
         }
@@ -132,6 +132,11 @@ class _Run:
         self.requests = requests
         self.give_up = give_up
         self.opcode = loaded.paged(frozenset(tables))
+        self.counter = 0
+        share = getattr(session.engine, "share_pages", None)
+        if share is not None:
+            for table in self.tables:
+                self.counter = share(table)
         self.item: Any = None
         self.windows = self.rounds = 0
         self.read: dict[DiskTable, int] = dict.fromkeys(self.tables, 0)
@@ -191,7 +196,7 @@ class _Run:
             self.item.retarget(part)
         self.windows += 1
         for table in self.tables:
-            table.use(self.requests)
+            table.use(self.requests, self.counter)
         while True:
             self.rounds += 1
             self.requests.clear()
@@ -201,7 +206,7 @@ class _Run:
             raw = self.session._execute(self.item, left)
             if raw.fault is None or raw.fault.code != FaultCode.load_miss:
                 return raw, max(t.wanted / t.frames for t in self.tables)
-            wanted, wrong = CAPABILITIES.check(self.requests.take())
+            wanted, wrong = CAPABILITIES.check(self.requests.take(int(raw.fault.operands["requests"])))
             if wrong is not None or not self.tables.issuperset(wanted):
                 why = wrong or "a request names a table of another program"
                 return ItemResult(fault=Fault(int(FaultCode.rights), why)), 0.0

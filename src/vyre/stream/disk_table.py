@@ -17,7 +17,6 @@ import errno
 import mmap
 import os
 import threading
-from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Self
@@ -32,17 +31,20 @@ from vyre.ring.layout import (
     IO_REQUEST_DTYPE,
     PAGED_BASE,
     PAGED_BYTES,
+    PAGED_COUNT,
     PAGED_FRAMES,
     PAGED_HANDLE,
     PAGED_REQUESTS,
     PAGED_SHIFT,
     PAGED_USED,
     REQUESTS_CAPACITY,
+    REQUESTS_COUNT,
     REQUESTS_ENTRIES,
     Opcode,
     Right,
 )
 from vyre.stream.cached import cached
+from vyre.stream.forking import not_inherited
 from vyre.stream.formats import Column, PathLike, memtype, numpy_dtype
 from vyre.stream.pool import PAGE, Buffer, Pool
 from vyre.stream.source import ColumnSpec, Source, open_columns, shrank, type_in_files
@@ -55,7 +57,7 @@ MIN_PAGE_BYTES: Final = 4 << 10
 MAX_PAGE_BYTES: Final = 1 << 20
 HOT_FRACTION: Final = 0.5  # cached, from here on pages are read through the page cache
 DEPTH: Final = 64  # reads in flight
-REQUESTS: Final = 1 << 16  # requests of one run that are kept
+REQUESTS: Final = 1 << 15  # requests of one round that are kept; the others are made again
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,23 +123,22 @@ class Capabilities:
 
 
 class Requests:
-    """A list that engines leave requests in while one item runs. Memory of the host, never moved."""
+    """The list that engines leave requests in while one item runs: words of memory that somebody else holds."""
 
-    def __init__(self, capacity: int = REQUESTS) -> None:
-        self._memory = mmap.mmap(-1, REQUESTS_ENTRIES + capacity * IO_REQUEST_BYTES)
-        self._words = np.frombuffer(self._memory, np.uint64)
+    def __init__(self, memory: mmap.mmap, at: int, capacity: int) -> None:
+        self._words = np.frombuffer(memory, np.uint64, REQUESTS_ENTRIES // 8, at)
         self._words[REQUESTS_CAPACITY // 8] = capacity
         self.capacity = capacity
         self.address: int = self._words.ctypes.data
-        self._entries = np.frombuffer(self._memory, IO_REQUEST_DTYPE, capacity, REQUESTS_ENTRIES)
+        self._entries = np.frombuffer(memory, IO_REQUEST_DTYPE, capacity, at + REQUESTS_ENTRIES)
 
     def clear(self) -> None:
         """Before an item is published; the publish orders it before the engine's first look."""
-        self._words[0] = 0
+        self._words[REQUESTS_COUNT // 8] = 0
 
-    def take(self) -> NDArray[Any]:
-        """Copies of the requests that an item left, whose completion has been seen."""
-        return self._entries[: min(int(self._words[0]), self.capacity)].copy()
+    def take(self, count: int) -> NDArray[Any]:
+        """Copies of the ``count`` requests that an item left, as far as they fitted; its completion has been seen."""
+        return self._entries[: min(count, self.capacity)].copy()
 
 
 class DiskTable:
@@ -165,6 +166,7 @@ class DiskTable:
         self.capabilities = CAPABILITIES if capabilities is None else capabilities
         self._source: Source | None = open_columns({"table": column}, {"table": dtype})
         self._handle = 0
+        self._lent: dict[object, Callable[[], None]] = {}
         self._ring: Ring | None = None
         self._pool: Pool | None = None
         try:
@@ -211,14 +213,21 @@ class DiskTable:
             buffer = self._pool.lend(self.page_bytes)
             assert buffer is not None, "a frame lies in one piece: pieces are multiples of pages"
             self._buffers.append(buffer)
-        self._directory = np.zeros(pages, np.uint64)
+        # All that engines read or write besides the pages, on pages of its own: it may be registered with a device.
+        at_requests = PAGED_BYTES
+        at_directory = at_requests + REQUESTS_ENTRIES + REQUESTS * IO_REQUEST_BYTES
+        at_used = at_directory + 8 * pages
+        memory = self._shared = mmap.mmap(-1, -(-(at_used + pages) // PAGE) * PAGE)
+        not_inherited(memory)
+        self._block = np.frombuffer(memory, np.uint64, PAGED_BYTES // 8)
+        self.requests = Requests(memory, at_requests, REQUESTS)
+        self._directory = np.frombuffer(memory, np.uint64, pages, at_directory)
+        self._used = np.frombuffer(memory, np.uint8, pages, at_used)
         self._page_of = np.full(self.frames, -1, np.int64)
         self._ever = np.zeros(pages, bool)
-        self._used = np.zeros(pages, np.uint8)
         self._hand = 0
         self.loaded = self.hits_lost = 0
-        self._block = array("Q", bytes(PAGED_BYTES))
-        self.address = self._block.buffer_info()[0]
+        self.address = int(self._block.ctypes.data)
         self._handle = self.capabilities.grant(Capability(self, self._start, self._end, Right.READ))
         for at, value in (
             (PAGED_FRAMES, self._directory.ctypes.data), (PAGED_SHIFT, self.page_bytes.bit_length() - 1),
@@ -228,10 +237,27 @@ class DiskTable:
         self.lock = threading.RLock()
         self.way = self._choose(io)
 
-    def use(self, requests: Requests) -> None:
-        """An item is run next that leaves its requests there. Hold ``lock`` until it is over, all its rounds included."""
+    def use(self, requests: Requests, counter: int = 0) -> None:
+        """An item is run next that leaves its requests there. Hold ``lock`` until it is over, all its rounds included.
+
+        Args:
+            counter: address of the u64 that an engine counts them in; 0 takes the list's own.
+        """
         self._block[PAGED_REQUESTS // 8] = requests.address
+        self._block[PAGED_COUNT // 8] = counter or requests.address + REQUESTS_COUNT
         self._used[:] = 0
+
+    def lend(self, to: object, take: Callable[[list[tuple[int, int]]], Callable[[], None]]) -> None:
+        """Have an engine take what it must know of the table's memory, once, until the table is closed.
+
+        Args:
+            to: the engine.
+            take: called with (address, bytes) of each stretch of whole pages; what it gives ends that again.
+        """
+        if to not in self._lent:
+            assert self._pool is not None
+            shared = int(self._block.ctypes.data), len(self._shared)
+            self._lent[to] = take([shared, *self._pool.pieces()])
 
     @property
     def wanted(self) -> int:
@@ -382,6 +408,8 @@ class DiskTable:
     def close(self) -> None:
         """Give file and memory back. No item that uses it may be running. Calling it again does nothing."""
         self.capabilities.revoke(self._handle)
+        while self._lent:
+            self._lent.popitem()[1]()
         if self._ring is not None:
             self._ring.close()
             self._ring = None

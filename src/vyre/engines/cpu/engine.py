@@ -409,15 +409,19 @@ class CpuEngine:
 
     # --- programs -----------------------------------------------------------------------------------------------
 
-    def load(self, verified: Verified, paged: frozenset[int] = frozenset()) -> int:
+    def load(self, verified: Verified) -> int:
         """Make a verified program resident. Returns its opcode.
 
-        Args:
-            paged: numbers of the tables that are bound as tables on disk; the others are memory.
         Raises:
             ArenaFull: the program store has no room.
         """
-        image = self._image(verified, paged)
+        return self._place(self._image(verified))
+
+    def load_paged(self, verified: Verified, tables: frozenset[int]) -> int:
+        """The same for a program whose tables of these numbers are bound as tables on disk; the others are memory."""
+        return self._place(self._image(verified, tables))
+
+    def _place(self, image: Image) -> int:
         with self._lock:
             self._check_open()
             while True:

@@ -224,7 +224,7 @@ class CpuItem:
             reason=reason,
             pc=None if pc == NO_PC else pc,
             element=None if element == NO_ELEMENT else element,
-            operands={"errno": errno} if errno else {},
+            operands={"requests" if code == FaultCode.load_miss else "errno": errno} if errno else {},
         )
 
     @property

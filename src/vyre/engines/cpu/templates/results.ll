@@ -370,6 +370,8 @@ declare <$lanes x $T> @llvm.masked.gather.v$lanes$T.v${lanes}p0(<$lanes x ptr>, 
   %room = load i64, ptr %room.at, align 8
   %handle.at = getelementptr i8, ptr %table, i64 $PAGED_HANDLE
   %handle = load i32, ptr %handle.at, align 8
+  %counter.at = getelementptr i8, ptr %table, i64 $PAGED_COUNT
+  %counter = load ptr, ptr %counter.at, align 8
   %used.at = getelementptr i8, ptr %table, i64 $PAGED_USED
   %used = load ptr, ptr %used.at, align 8
   %page.bytes = shl i64 1, %shift
@@ -405,7 +407,7 @@ miss:
   %again = icmp eq i64 %page, %asked
   br i1 %again, label %last, label %ask
 ask:
-  %number = atomicrmw add ptr %requests, i64 1 monotonic
+  %number = atomicrmw add ptr %counter, i64 1 monotonic
   %fits = icmp ult i64 %number, %room
   br i1 %fits, label %write, label %last
 write:
