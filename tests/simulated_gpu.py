@@ -21,8 +21,10 @@ from vyre.engines.cuda.engine import NUMPY
 from vyre.engines.cuda.items import SessionCudaEngine
 from vyre.engines.cuda.memory import array_at
 from vyre.engines.reference import execute
+from vyre.errors import Fault
 from vyre.program.ir import Program
-from vyre.program.opcodes import TILE, AccKind
+from vyre.program.opcodes import TILE, AccKind, FaultCode
+from vyre.ring import layout
 from vyre.ring.layout import NO_ELEMENT, NO_PC, PROGRAM_FIRST, RECORD_DTYPE, SLOT_DTYPE, Status
 
 _CONTROL = {name: abi.CONTROL.fields[name][1] // 8 for name in abi.CONTROL.names}
@@ -32,6 +34,7 @@ class SimulatedDevice:
     """As much of driver.Device as the engine uses."""
 
     arch = 90
+    same_addresses = True
     index = 0
     name = "simulated GPU"
     multiprocessors = 2
@@ -47,6 +50,7 @@ class SimulatedDevice:
         self.launches = 0
         self._taken = 0
         self._memory: dict[int, Any] = {}
+        self.registered: dict[int, int] = {}
 
     def memory(self, size: int) -> int:
         owner = (ctypes.c_char * (size + 4096))()
@@ -71,6 +75,14 @@ class SimulatedDevice:
 
     def is_done(self, stream: int) -> bool:
         return True
+
+    def register(self, address: int, size: int, *, read_only: bool = False) -> int:
+        assert address % 4096 == size % 4096 == 0
+        self.registered[address] = size
+        return address
+
+    def unregister(self, address: int) -> None:
+        self.registered.pop(address, None)
 
     def load(self, cubin: bytes, entry: str, shared_bytes: int) -> None: ...
     def enter(self) -> None: ...
@@ -106,7 +118,10 @@ class SimulatedDevice:
                 fault = self._run(arena, words[1], words[4], words[5] | words[6] << 32, words[7] | words[8] << 32)
                 if fault is not None:
                     record["status"], record["code"] = Status.FAULT, fault.code
-                    record["pc"], record["element"] = fault.pc, fault.element
+                    if fault.code == FaultCode.load_miss:
+                        record["value"] = fault.operands["requests"]
+                    else:
+                        record["pc"], record["element"] = fault.pc, fault.element
             record["sequence_plus_1"] = sequence + 1
         self._taken = max(end, self._taken)
         control[_CONTROL["final_tail"]] = self._taken
@@ -132,6 +147,12 @@ class SimulatedDevice:
         for i, stream in enumerate(streams):
             is_table = len(program.inputs) + len(program.outputs) <= i < len(streams) - len(program.emits)
             extent = int(operands[i]["extent"]) if is_table else int(header["elements"])
+            if is_table and operands[i]["dtype"] & abi.PAGED:
+                found = _paged(int(operands[i]["address"]), NUMPY[stream.dtype], extent)
+                if isinstance(found, int):
+                    return Fault(int(FaultCode.load_miss), "", operands={"requests": found})
+                arrays.append(found)
+                continue
             arrays.append(array_at(int(operands[i]["address"]), NUMPY[stream.dtype], extent))
         io = len(program.inputs) + len(program.outputs)
         inputs = [a[skip : skip + count] for a in arrays[: len(program.inputs)]]
@@ -172,6 +193,36 @@ class SimulatedDevice:
             else:
                 bits = int.from_bytes(value.tobytes(), "little")
                 results[i] = _key_of(acc.kind, acc.dtype, bits) if acc.kind in (AccKind.min, AccKind.max) else bits
+
+
+def _paged(block: int, dtype: Any, extent: int) -> Any:
+    """A table on disk, put together from its pages; or how many requests were left, because one of them is missing.
+
+    The real kernel asks for what it gathers from. This one asks for everything, two at a time.
+    """
+    words = array_at(block, np.uint64, layout.PAGED_BYTES // 8).tolist()
+
+    def word(at: int) -> int:
+        return int(words[at // 8])
+
+    page_bytes, base = 1 << word(layout.PAGED_SHIFT), word(layout.PAGED_BASE)
+    first, last = base // page_bytes, (base + extent * dtype.itemsize - 1) // page_bytes
+    frames = array_at(word(layout.PAGED_FRAMES), np.uint64, last + 1)
+    used = array_at(word(layout.PAGED_USED), np.uint8, last + 1)
+    missing = [page for page in range(first, last + 1) if frames[page] == 0][:2]
+    used[first : last + 1] |= frames[first:] != 0
+    entries = array_at(word(layout.PAGED_REQUESTS) + layout.REQUESTS_ENTRIES, layout.IO_REQUEST_DTYPE, 2)
+    for i, page in enumerate(missing):
+        used[page] = 1
+        at = page * page_bytes
+        handle = word(layout.PAGED_HANDLE)
+        entries[i] = (layout.Opcode.LOAD_MISS, handle, at & 0xFFFFFFFF, at >> 32, page_bytes, (0, 0, 0))
+    if missing:
+        assert array_at(word(layout.PAGED_COUNT), np.uint64, 1)[0] == 0, "whoever reads the counter clears it"
+        return len(missing)
+    parts = [array_at(int(frames[page]), np.uint8, page_bytes) for page in range(first, last + 1)]
+    at = base - first * page_bytes
+    return np.concatenate(parts)[at : at + extent * dtype.itemsize].view(dtype)
 
 
 def _key_of(kind: AccKind, dtype: Any, bits: int) -> int:

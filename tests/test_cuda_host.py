@@ -10,7 +10,14 @@ from simulated_gpu import simulated
 from vyre.engines.cuda.items import SessionCudaEngine
 from vyre.engines.cuda.memory import Pieces
 from vyre.engines.differential import difference
+from vyre.errors import BindError
 from vyre.program import bytecode
+
+
+@vyre.program
+def gathered(i: vyre.i64, *, t: vyre.table[vyre.f32]):
+    vyre.sum(s=t[i])
+    return t[i] * 2
 
 
 @pytest.fixture(scope="module")
@@ -91,3 +98,33 @@ def test_pieces_that_wait_for_their_size_are_joined_when_another_size_needs_the_
     pieces.give_back(0)
     pieces.settle()
     assert pieces.free == [(0, 64 * 256)]
+
+
+def test_a_table_on_disk_is_registered_asked_for_page_by_page_and_given_back(session, tmp_path):
+    contents = np.random.default_rng(5).random(20_000, np.float32)
+    np.save(tmp_path / "t.npy", contents)
+    index = np.random.default_rng(6).integers(0, contents.size, 70_001)
+    device = session.engine.device
+    before = dict(device.registered)
+    with vyre.disk_table(tmp_path / "t.npy") as table:
+        for _ in range(2):
+            found = session.run(gathered, i=index, t=table)
+            assert found.value.tobytes() == (contents[index] * 2).tobytes()
+            assert found["s"] == vyre.run(gathered, i=index, t=contents, engine="reference")["s"]
+        assert table.loaded == 20  # every page once
+        assert len(device.registered) > len(before)
+        assert not any("read into memory whole" in note for note in found.report.notes)
+    assert device.registered == before
+    with vyre.disk_table(tmp_path / "t.npy", pool_bytes=16 << 10) as table, pytest.raises(BindError, match="4 pages"):
+        session.run(gathered, i=index, t=table)
+
+
+def test_where_the_device_sees_registered_memory_elsewhere_a_table_on_disk_is_read_whole(
+    session, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(session.engine.device, "same_addresses", False)
+    contents = np.arange(5_000, dtype=np.float32)
+    np.save(tmp_path / "t.npy", contents)
+    found = session.run(gathered, i=np.arange(10), t=tmp_path / "t.npy")
+    assert np.array_equal(found.value, contents[:10] * 2)
+    assert any("read into memory whole" in note for note in found.report.notes)

@@ -100,6 +100,9 @@ OPERAND: Final = np.dtype([("address", "<u8"), ("extent", "<u4"), ("dtype", "<u4
 # extent: elements of a table, 1 for a stream whose vectors are aligned, bins of a histogram (address: u64 bins in
 # device memory; a histogram's counts come back through device memory).
 IN_DEVICE_MEMORY: Final = 1 << 8  # in a stream's dtype word: worth fetching into the second-level cache ahead of use
+PAGED: Final = (
+    1 << 9
+)  # in a table's dtype word: the address is of its PAGED block (ring/layout.py), in registered host memory
 MAX_TABLE: Final = 2**32 - 1
 
 # --- control: host words and engine words never share a line -----------------------------------------------------------

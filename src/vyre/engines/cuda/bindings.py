@@ -19,6 +19,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from vyre.engines.base import PagedTable
 from vyre.engines.cuda import abi
 from vyre.engines.cuda.caller import Call
 from vyre.engines.cuda.driver import Device
@@ -262,9 +263,13 @@ class Bindings:
         """Extent, memory type, and device address of each table, or the array that is to be copied."""
         for table, value in zip(program.tables, tables, strict=True):
             kind = NUMPY[table.dtype]
-            extent = size_of(value)
+            extent = value.size if isinstance(value, PagedTable) else size_of(value)
             if extent > abi.MAX_TABLE:
                 raise BindError(f"table {table.name} has {extent:,} elements, at most {abi.MAX_TABLE:,} fit")
+            if isinstance(value, PagedTable):
+                own.owners.append(value)
+                yield extent, table.dtype | abi.PAGED, value.address
+                continue
             atomic = table.access is Access.atomic
             # Atomics across the bus are none.
             in_host = atomic and isinstance(value, np.ndarray)

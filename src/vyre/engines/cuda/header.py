@@ -24,7 +24,7 @@ _STRUCTS: Final[dict[str, np.dtype[Any]]] = {
 }
 _NUMBERS: Final = (
     "WINDOW", "UNIT", "MAX_PROGRAMS", "IO_IN_SHARED", "UPDATE_ENTRIES", "MAGIC_PROGRAM", "MAGIC_BINDING", "UNIFORM",
-    "NO_PLANE", "PROGRAM_QUICK", "CURSOR_BITS", "UPDATE_FLAG", "IN_DEVICE_MEMORY", "NARROW_PASS",
+    "NO_PLANE", "PROGRAM_QUICK", "CURSOR_BITS", "UPDATE_FLAG", "IN_DEVICE_MEMORY", "NARROW_PASS", "PAGED",
 )  # fmt: skip
 
 
@@ -49,6 +49,9 @@ def header() -> str:
     define("RECORD_BYTES", layout.RECORD_BYTES)
     define("PROGRAM_FIRST", layout.PROGRAM_FIRST)
     define("SESSION_WORDS", layout.SESSION_WORDS)
+    for name, value in vars(layout).items():
+        if name.startswith(("PAGED_", "REQUESTS_")) or name == "IO_REQUEST_BYTES":
+            define(name, value)
     define("NO_PC", layout.NO_PC)
     define("NO_ELEMENT", layout.NO_ELEMENT)
     for prefix, members in (

@@ -7,7 +7,7 @@ ring (residency).
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -25,10 +25,11 @@ from vyre.engines.cuda.registered import RegisteredPools
 from vyre.engines.device_array import DeviceArray
 from vyre.engines.ranges import read_range
 from vyre.engines.spans import fold_onto
-from vyre.errors import Fault, WaitTimeout
+from vyre.errors import Fault, StreamError, WaitTimeout
 from vyre.program.ir import Program
 from vyre.program.opcodes import FAULT_REASONS, FaultCode
 from vyre.store import Store
+from vyre.stream.disk_table import DiskTable
 from vyre.stream.source import Source
 
 _NATIVE_BYTES: Final = 64 << 10  # of host operands that a call copies with the GIL held
@@ -205,7 +206,10 @@ class CudaItem:
         assert call is not None
         if self._plain and self._natively and call.is_done:
             return ItemResult(outputs, _EMPTY, _EMPTY, _NO_SUMS, None)
-        return self.engine.delivered(binding, *call.record()[:4], outputs, copied=self._natively)
+        status, code, pc, element, value = call.record()
+        if code == FaultCode.load_miss:
+            return _missing(value)
+        return self.engine.delivered(binding, status, code, pc, element, outputs, copied=self._natively)
 
     def collected_from(self, record: np.void) -> ItemResult:
         """What it delivered, from the record of a finite dispatch."""
@@ -213,6 +217,8 @@ class CudaItem:
             return self.result()
         assert self._binding is not None
         status, code, pc, element = (int(record[name]) for name in ("status", "code", "pc", "element"))
+        if code == FaultCode.load_miss:
+            return _missing(int(record["value"]))
         return self.engine.delivered(self._binding, status, code, pc, element, self.operands.outputs)
 
     def cancel(self) -> None:
@@ -235,6 +241,11 @@ def _numpy(dtype: Any) -> np.dtype[Any]:
     return numpy_dtype(dtype)
 
 
+def _missing(requests: int) -> ItemResult:
+    code = FaultCode.load_miss
+    return ItemResult(fault=Fault(int(code), FAULT_REASONS[code], operands={"requests": requests}))
+
+
 def _shrank(element: int) -> Fault:
     return Fault(int(FaultCode.file_shrank), FAULT_REASONS[FaultCode.file_shrank], element=element)
 
@@ -246,8 +257,49 @@ class SessionCudaEngine(CudaEngine):
         super().__init__(device, **options)
         self.pools = RegisteredPools(self.device)
         self.mapped = MappedFiles(self.device)
+        self._counters: dict[DiskTable, int] = {}
         self.store: Store | None = options.get("store")
         self.fold_onto = fold_onto(self.store)
+
+    @property
+    def takes_paged_tables(self) -> bool:
+        """Pages are found by the addresses that the host has."""
+        return self.device.same_addresses
+
+    def share_pages(self, table: DiskTable) -> int:
+        """Let the kernel see a table's pages, until the table is closed.
+
+        Returns:
+            Address of the u64 of device memory in which its requests may be counted.
+        Raises:
+            StreamError: CUDA does not register the memory.
+        """
+        table.lend(self, lambda memory: self._take_pages(table, memory))
+        return self._counters[table]
+
+    def _take_pages(self, table: DiskTable, memory: list[tuple[int, int]]) -> Callable[[], None]:
+        done: list[int] = []
+
+        def end() -> None:
+            for address in done:
+                self.device.unregister(address)
+            counter = self._counters.pop(table, None)
+            if counter is not None and not self.closed:
+                with self.residency.lock:
+                    self._device_pool.put(counter)
+
+        try:
+            for address, size in memory:
+                self.device.register(address, size)
+                done.append(address)
+        except StreamError:
+            end()
+            raise
+        with self.residency.lock:
+            counter = self._device_pool.get(16)
+        self.device.to_device(counter, np.zeros(2, np.uint64).ctypes.data, 16)
+        self._counters[table] = counter
+        return end
 
     def close(self) -> None:
         super().close()

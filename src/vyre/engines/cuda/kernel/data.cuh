@@ -49,20 +49,29 @@ case H_STREAM_STORE_NARROW: {
   EACH if (active >> j & 1) store_narrow(o.address, ELEMENT(j), o.dtype, a[j], 0);
 } break;
 
-#define GATHER(ID, SET)                                                                          \
+// A table on disk (its operand says PAGED): an element whose page is not in memory is gone for the rest of the item, which
+// is run again when it is there.
+#define GATHER(ID, SHIFT, SET)                                                                   \
   case ID: {                                                                                     \
     Operand o = operand_of(f, f.io + (r.w & 0xFFFF));                                            \
-    u32 trapped = 0;                                                                             \
+    u32 trapped = 0, gone = 0;                                                                   \
     u64 worst = NO_FAULT;                                                                        \
+    const u32 shift = SHIFT;                                                                     \
     EACH if (active >> j & 1) {                                                                  \
-      if (w[j] < o.extent) { SET; }                                                              \
+      if (w[j] < o.extent) {                                                                     \
+        u64 at = o.address + (w[j] << shift);                                                    \
+        if (o.dtype & PAGED) at = page_address(o.address, w[j] << shift);                        \
+        if (at) { SET; } else gone |= 1u << j;                                                   \
+      }                                                                                          \
       else TRAP(j, FAULT_OUT_OF_BOUNDS)                                                          \
     }                                                                                            \
+    alive &= ~gone;                                                                              \
+    active &= ~gone;                                                                             \
     CATCH                                                                                        \
   } break;
-GATHER(H_TABLE_GET32, a[j] = ((const u32*)o.address)[w[j]])
-GATHER(H_TABLE_GET64, w[j] = ((const u64*)o.address)[w[j]])
-GATHER(H_TABLE_GET_NARROW, a[j] = (u32)gather_narrow(o.address, w[j], o.dtype))
+GATHER(H_TABLE_GET32, 2, a[j] = *(const u32*)at)
+GATHER(H_TABLE_GET64, 3, w[j] = *(const u64*)at)
+GATHER(H_TABLE_GET_NARROW, narrow_shift(o.dtype & 0xFF), a[j] = (u32)gather_narrow(at, 0, o.dtype & 0xFF))
 case H_POOL_GET64: {  // constant imm + accumulator; in range by construction
   const u64* p = (const u64*)f.pool + (r.w & 0xFFFF);
   EACH if (active >> j & 1) w[j] = p[(u32)w[j]];

@@ -126,6 +126,26 @@ D void report(Frame& f, u64 fault, u64 value) {
   __syncwarp();
 }
 
+// Requests that gathers from tables on disk have left, and none afterwards. They all count in one word of device memory.
+D_CALL u64 take_requests(const Frame& f) {
+  u64 n = 0;
+  if ((threadIdx.x & 31) == 0)
+    for (u32 i = 0; i < f.tables && n == 0; ++i) {
+      Operand o = operand_of(f, f.io + i);
+      if (!(o.dtype & PAGED)) continue;
+      u64* counter = (u64*)((const u64*)o.address)[PAGED_COUNT / 8];
+      n = load_relaxed_gpu(counter);
+      if (n) store_relaxed_gpu(counter, 0ull);
+    }
+  return __shfl_sync(FULL, n, 0);
+}
+
+// All tiles are done. An item with pages missing has to be run again, whatever its tiles found.
+D void report_end(Frame& f, u64 fault) {
+  const u64 n = f.tables ? take_requests(f) : 0;
+  report(f, n ? REFUSED(FAULT_LOAD_MISS) : fault, n);
+}
+
 // Items of at most one tile: this warp does everything.
 D void run_alone(u32 base_at) {
   Frame& f = SHARED(Frame, base_at);
@@ -143,7 +163,7 @@ D void run_alone(u32 base_at) {
     deliver(base_at, true);
     deliver_rest(base_at, true);
   }
-  report(f, f.fault, 0);
+  report_end(f, f.fault);
 }
 
 // Control items work on the session's words. Lane 0 does it.
@@ -307,7 +327,7 @@ D_CALL void take_part(u32 base_at, u64 sequence, bool opener) {
         fence_sys();
         deliver_rest(base_at, false);
         const u64 asked = asked_to_stop(f.item.sequence);
-        report(f, asked == NO_FAULT ? load_relaxed_gpu(&job->fault) : asked, 0);
+        report_end(f, asked == NO_FAULT ? load_relaxed_gpu(&job->fault) : asked);
       }
     }
     // Units drawn beyond the last are none.

@@ -64,6 +64,8 @@ D void fetch_ahead(u32 base_at, u64 element, u32 most, u32 lane) {
 #endif
 }
 
+D u32 narrow_shift(u32 dtype) { return dtype == MEM_I8 || dtype == MEM_U8 || dtype == MEM_BOOL ? 0 : 1; }
+
 // One table element of any memory type, widened; the index is in range. Rare types share this out-of-line body.
 D_CALL u64 gather_narrow(u64 address, u64 i, u32 dtype) {
   switch (dtype) {
@@ -75,6 +77,30 @@ D_CALL u64 gather_narrow(u64 address, u64 i, u32 dtype) {
     case MEM_F16: return bits(widen_f16(((const u16*)address)[i]));
     default: return bits(widen_bf16(((const u16*)address)[i]));
   }
+}
+
+// Where the element that begins `offset` bytes behind the first of a table on disk is in memory, 0 when its page is not:
+// then a request for it is on the host's list. `block` is the table's PAGED block, in host memory like the pages; nothing of
+// it changes while the item runs, and the item's acquire fence came before. The list is read behind the item's record,
+// which is released after it.
+D_CALL u64 page_address(u64 block, u64 offset) {
+  const u64* p = (const u64*)block;
+  const u64 byte = offset + p[PAGED_BASE / 8], shift = p[PAGED_SHIFT / 8], page = byte >> shift;
+  ((volatile u8*)p[PAGED_USED / 8])[page] = 1;
+  const u64 frame = ((const u64*)p[PAGED_FRAMES / 8])[page];
+  if (frame) return frame + (byte & ((1ull << shift) - 1));
+  // Counted in device memory: a read-modify-write across the bus is none. One lane asks for all that want this page.
+  const u32 want = __match_any_sync(__activemask(), page);
+  if ((threadIdx.x & 31) != (u32)__ffs((int)want) - 1) return 0;
+  u64* list = (u64*)p[PAGED_REQUESTS / 8];
+  const u64 number = add_gpu((u64*)p[PAGED_COUNT / 8], 1ull);
+  if (number < list[REQUESTS_CAPACITY / 8]) {
+    uint4* request = (uint4*)((u64)list + REQUESTS_ENTRIES + number * IO_REQUEST_BYTES);
+    const u64 from = page << shift;
+    request[0] = make_uint4(OPCODE_LOAD_MISS, (u32)p[PAGED_HANDLE / 8], low(from), high(from));
+    request[1] = make_uint4(1u << shift, 0, 0, 0);
+  }
+  return 0;
 }
 
 D_CALL void store_narrow(u64 address, u64 i, u32 dtype, u32 lo, u32 hi) {
