@@ -22,7 +22,7 @@ from cpp_host import REPORTS, Arguments, Host, reporting
 
 from vyre.engines.cuda.caller import Call
 from vyre.engines.cuda.engine import CudaEngine
-from vyre.ring.layout import SLOT_DTYPE
+from vyre.ring.layout import SLOT_DTYPE, Status
 
 LOADS = (10_000, 30_000, 100_000, 300_000, 1_000_000, 3_000_000, 10_000_000)
 SECONDS, ITEMS, ROUNDS = 0.12, 400_000, 3
@@ -57,6 +57,7 @@ def from_python(engine: CudaEngine, slot: bytes, due: np.ndarray) -> np.ndarray:
                     ring.wait(call.sequence, 1, 5.0)
                     ring.take(call)
                 delay[done] = clock() - began - times[done]
+                assert call.is_done
                 published = done = done + 1
                 continue
             to = min(int(np.searchsorted(due, now, "right")), done + ring.capacity)
@@ -67,7 +68,8 @@ def from_python(engine: CudaEngine, slot: bytes, due: np.ndarray) -> np.ndarray:
             found = ring._completed(base + done, published - done)
             now = clock() - began
             delay[done : done + found] = now - due[done : done + found]
-            engine.completions(base + done, found)
+            records = engine.completions(base + done, found)
+            assert (records["status"] == Status.DONE).all()
             done += found
         elif published > done:
             ring.look()
@@ -140,8 +142,9 @@ def borne(points: dict[float, list[np.ndarray]], q: float) -> list[tuple[float, 
 
 def run(engine: CudaEngine, report: Report) -> None:
     host = Host()
-    binding, _ = bound(engine, OPERATIONS, "device")
+    binding, want = bound(engine, OPERATIONS, "device")
     slot = binding.slot
+    binding.outputs[0][:] = 0
     ours: dict[str, Method] = {
         "vyre, C++ host": lambda due: host.arrive_ring(engine, slot, due),
         "vyre, Python host": lambda due: from_python(engine, slot, due),
@@ -164,6 +167,7 @@ def run(engine: CudaEngine, report: Report) -> None:
                     break  # it falls behind; more load only makes the queue longer
 
     measure(ours)
+    assert binding.outputs[0][0] == want
     with engine.pause():
         measure(peers(host, engine))
     curves = {f"{name}, p{q:g}": borne(points, q) for name, points in found.items() for q in (50, 99, 99.9)}

@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from vyre.engines.cuda.bindings import slot_of
 from vyre.engines.cuda.engine import CudaEngine
+from vyre.ring.layout import Opcode
 
 SOURCE = Path(__file__).with_name("host.cpp")
 REPORTS = 4096  # words that peers report into
@@ -101,6 +103,7 @@ class Host:
 
     def drive(self, engine: CudaEngine, slot: bytes, n: int, result: np.ndarray | None, want: float) -> np.ndarray:
         """Round trips over the engine's own ring. Nobody else may publish meanwhile."""
+        tell(engine)
         ring = engine.residency
         taken = np.empty(n)
         where = None if result is None else result.ctypes.data
@@ -129,6 +132,7 @@ class Host:
         return delay / 1000
 
     def arrive_ring(self, engine: CudaEngine, slot: bytes, due_ns: np.ndarray) -> np.ndarray:
+        tell(engine)
         ring = engine.residency
 
         def call(n: int, due: int, delay: int) -> int:
@@ -143,6 +147,14 @@ class Host:
 def slot_address(slot: bytes) -> int:
     """Where a slot's bytes are; they stay there as long as the object lives."""
     return ctypes.cast(ctypes.c_char_p(slot), _ADDRESS).value or 0
+
+
+def tell(engine: CudaEngine) -> None:
+    """The C++ host knows nothing of updates: have the kernel told of programs and bindings that are new."""
+    sequence = engine.residency.publish(slot_of(Opcode.NOP, 0, 0, 0))
+    assert sequence is not None
+    engine.wait(sequence, 1, 5.0)
+    engine.completions(sequence, 1)
 
 
 def free_all(engine: CudaEngine) -> None:

@@ -16,6 +16,7 @@ static inline double now() {
 // Words of caller.py: addresses of control block, slots, records, busy bytes; mask, shift, published, fences, generation.
 struct Ring { u64 control, slots, records, busy, mask, shift, published, fences, generation, held; };
 enum { TAIL = 0, LEFT = 16 };  // u64 words of the control block
+enum { DONE = 3 };             // status of a record
 
 static inline volatile u64* control_of(Ring* ring) { return (volatile u64*)ring->control; }
 
@@ -119,7 +120,10 @@ u64 arrive_ring(Ring* ring, const u32* slot, u64 n, const double* due, double* d
   while (in < n) {
     const double t = now() - began;
     for (u32 burst = 0; out < n && due[out] <= t && out - in <= ring->mask && burst < 64; ++burst, ++out) publish(ring, slot);
-    for (; in < out && *record_of(ring, base + in) == base + in + 1; ++in) delay[in] = now() - began - due[in];
+    for (; in < out && *record_of(ring, base + in) == base + in + 1; ++in) {
+      delay[in] = now() - began - due[in];
+      if ((u32)record_of(ring, base + in)[1] != DONE) return in;
+    }
     if (in < out && control_of(ring)[LEFT] == ring->generation) look();
     if (t > 2e10) break;
   }
