@@ -37,7 +37,7 @@ def _sources() -> bytes:
     paths = [root / "native.py"]
     names = ("opcodes", "analysis", "kinds", "words", "straight_check", "formula", "formula_layout", "formula_values")
     paths += [root / "program" / f"{name}.py" for name in names]
-    paths += [root / "stream" / "frames.py", root / "stream" / "pump.py"]
+    paths += [root / "stream" / f"{name}.py" for name in ("frames", "handover", "requests", "pump")]
     for folder in (root / "ring", root / "engines" / "cpu", root / "engines" / "cuda"):
         paths += sorted(folder.glob("*.py"))
     digest = blake2b(digest_size=32)

@@ -4,33 +4,23 @@ One thread, the pump, does everything but blocking reads, which copier threads m
 frames and memory allow, queues their reads, takes completions in whatever order they come, and publishes or signals. Run
 by Python (machine.py) the same text is the way that works without compiled code, and the model that the tests explore.
 
-Owns: every word of frames.py once the pump runs, but for those that name another writer. Leaves to others: the tables
-(tables.py), which rung a file begins on (plan), what a chunk is for.
-
-The completion queue's tail is the kernel's, loaded with acquire order before its entries; the submission queue's tail is
-ours, stored with release order after them (io_uring(7)).
+Owns: which chunk begins when and where its pieces go, the thread's life from the first turn to the end. Leaves to others:
+reads (requests), frames and who waits for whom (handover), the tables (tables), what a chunk is for.
 """
 
 from __future__ import annotations
 
 from vyre.native import (
     Unit,
-    cas64,
     copy,
-    fence,
     fetch_add32,
     futex_wait,
     futex_wake,
-    io_uring_enter,
     load32,
     load32_acquire,
-    load32_seqcst,
     load64,
     load64_acquire,
-    load64_seqcst,
     now_ns,
-    pread,
-    signed_less,
     store32,
     store32_release,
     store64,
@@ -41,19 +31,15 @@ from vyre.native import (
 from vyre.ring.consumer import RECORD_STATUS, is_complete
 from vyre.ring.layout import (
     RECORD_BYTES,
-    SEQUENCE_NONE,
     SESSION_STOP,
-    SLOT,
     STOP_NOW,
     OperandKind,
     Status,
 )
-from vyre.ring.producer import acknowledge, publish, record_address, stop_address
-from vyre.ring.waiting import waiting, wake_workers
+from vyre.ring.producer import acknowledge, record_address, stop_address
 from vyre.stream.frames import (
     ALIAS,
     BUFFERED,
-    DIRECT_REGISTERED,
     DIRTY,
     DONE,
     ENDED,
@@ -62,9 +48,6 @@ from vyre.stream.frames import (
     F_COUNT,
     F_ELEMENTS,
     F_ERROR,
-    F_ERROR_BYTES,
-    F_ERROR_FILE,
-    F_ERROR_OFFSET,
     F_FIRST,
     F_HOT,
     F_INDEX,
@@ -73,13 +56,9 @@ from vyre.stream.frames import (
     F_READS,
     F_RECORD,
     F_SEQUENCE,
-    F_SLOT,
     F_STATE,
-    FAILED,
     FILE_BYTES,
-    FRAME_BYTES,
     FREE,
-    FULL,
     HOT,
     HOW_MASK,
     IN_FILE,
@@ -93,15 +72,11 @@ from vyre.stream.frames import (
     K_SIZE,
     K_STEP,
     L_ALIGN,
-    L_DEMOTED,
-    L_DEMOTED_AT,
-    L_DIRECT_FD,
     L_FD,
     L_RUNG,
     LOADED,
     LOADING,
     MEMORY,
-    NONE,
     P_BELL,
     P_BUFFERS,
     P_BYTES,
@@ -110,20 +85,12 @@ from vyre.stream.frames import (
     P_COPIED,
     P_COPIERS,
     P_CPU_NS,
-    P_CQ_HEAD,
-    P_CQ_MASK,
-    P_CQ_TAIL,
-    P_CQES,
-    P_DEMOTES,
     P_DEPTH_BYTES,
     P_DEPTH_READS,
     P_DRAINED,
-    P_ENTERS,
     P_FAILED,
     P_FILES,
     P_FLYING,
-    P_FRAME_COUNT,
-    P_FRAMES,
     P_FREE_BUFFERS,
     P_FREE_REQUESTS,
     P_HELD,
@@ -140,14 +107,8 @@ from vyre.stream.frames import (
     P_NEXT,
     P_OLDEST,
     P_OUT,
-    P_QUEUE,
-    P_QUEUE_HEAD,
-    P_QUEUE_LOW,
-    P_QUEUE_MASK,
-    P_QUEUE_TAIL,
     P_QUEUED,
     P_READ_BYTES,
-    P_REQUESTED,
     P_REQUESTS,
     P_RING,
     P_RUN,
@@ -155,21 +116,13 @@ from vyre.stream.frames import (
     P_RUN_COUNT,
     P_RUNS,
     P_SESSION,
-    P_SQ_HEAD,
-    P_SQ_MASK,
-    P_SQ_TAIL,
-    P_SQES,
     P_STALL_NS,
     P_STALLS,
     P_STATE,
     P_STOP,
     P_TAKEN,
-    P_TIMESPEC,
-    P_URING,
     P_WAITERS,
-    P_WAKE,
     P_WORK_BELL,
-    P_WORK_SLEEPERS,
     PIECE_BYTES,
     PREAD,
     PUBLISHED,
@@ -195,10 +148,22 @@ from vyre.stream.frames import (
     R_PIECES,
     RETURNED,
     RUN_BYTES,
-    SHRANK,
     SIGNAL,
     STARTS,
     TO_COPY,
+)
+from vyre.stream.handover import ALL, ECANCELED, frame_of, free_buffer, publish_frame, read_done, ring_bell
+from vyre.stream.requests import (
+    SLEEP_NS,
+    cancel_reads,
+    carry_out,
+    claim_read,
+    enter,
+    reap,
+    requests,
+    send,
+    take_reads,
+    unsubmitted,
 )
 
 KIND_MEMORY = OperandKind.MEMORY
@@ -206,441 +171,13 @@ KIND_FILE = OperandKind.FILE
 DESCRIPTOR_BYTES = 32
 HOW_BITS = 8
 RECORD_DONE = Status.DONE
-S_FIRST_LOW = 4 * SLOT["first_low"].at
-S_FIRST_HIGH = 4 * SLOT["first_high"].at
-S_COUNT_LOW = 4 * SLOT["count_low"].at
-S_COUNT_HIGH = 4 * SLOT["count_high"].at
-
-READ_FIXED = 4
-READ = 22
-ASYNC_CANCEL = 14
-NOP = 0
-DRAIN_FLAG = 1 << 1  # of an entry: not before all earlier ones
-CANCEL_ALL_ANY = (1 << 0) | (1 << 2)
-NO_FD = 0xFFFF_FFFF
-USER_CANCEL = 1  # user_data of entries that are no request; requests have addresses
-USER_DRAINED = 2
-GETEVENTS = 1 << 0
-EXT_ARG = 1 << 3
-ARGUMENT_BYTES = 24
-
-EINTR = 4
-EAGAIN = 11
-EFAULT = 14
-EBUSY = 16
-EINVAL = 22
-ETIME = 62
-EOPNOTSUPP = 95
-ECANCELED = 125
-
-WORD = 0xFFFF_FFFF_FFFF_FFFF
-HALF = 0xFFFF_FFFF
-ALL = 0x7FFF_FFFF
 AT_ONCE = 8  # of so many reads that are out, one more is waited for at once
 LOOK_NS = 10_000_000  # a pump that waits for reads looks up this often: it may be asked to end
 BUSY_NS = 1_000_000  # or this often while chunks are with the engine
 HELD_NS = 200_000  # or this often while memory is all that it lacks
-SLEEP_NS = 50_000_000  # net below a lost wake-up
 CLOSE_NS = 10_000_000_000  # how long the operating system may take to give memory back
 
-pump_unit = Unit("pump", waiting)
-
-
-@pump_unit.function
-def ring_bell(pump: int) -> None:
-    """Wake whoever sleeps on the bell, after a change of a frame's state."""
-    # Stands between that store and the look at WAITERS; pairs with the add of a sleeper before his last look.
-    fence()
-    if load32_seqcst(load64(pump + P_WAITERS)) != 0:
-        fetch_add32(load64(pump + P_BELL), 1)
-        futex_wake(load64(pump + P_BELL), ALL)
-
-
-@pump_unit.function
-def frame_of(pump: int, index: int) -> int:
-    return load64(pump + P_FRAMES) + FRAME_BYTES * (index % load64(pump + P_FRAME_COUNT))
-
-
-@pump_unit.function
-def give_back(pump: int, frame: int) -> None:
-    """A consumer has done with a frame: nobody reads its memory, its results were taken."""
-    # Pairs with attend: who sees RETURNED may write into the memory.
-    store32_release(frame + F_STATE, RETURNED)
-    # Stands between that store and the looks at HELD and OUT; pairs with the pump's announcement of its sleep between its
-    # stores to them and its last look at the frames. A pump that lacks nothing, or that a record will wake, is left alone.
-    fence()
-    if load64_seqcst(pump + P_HELD) != 0:
-        if load64(pump + P_MODE) == SIGNAL or load64_seqcst(pump + P_OUT) == 0:
-            ring_bell(pump)
-
-
-@pump_unit.function
-def wait_frame(pump: int, frame: int, timeout_ns: int) -> int:
-    """Sleep until a frame is the consumer's (DONE, FULL, FAILED), the pump has ended, or the time is over. Its state."""
-    until = now_ns() + timeout_ns
-    state = load32_acquire(frame + F_STATE)
-    while state < DONE and load32_acquire(pump + P_STATE) == 0:
-        bell = load32_acquire(load64(pump + P_BELL))
-        fetch_add32(load64(pump + P_WAITERS), 1)
-        now = now_ns()
-        state = load32_acquire(frame + F_STATE)
-        if state < DONE and now < until and load32_acquire(pump + P_STATE) == 0:
-            futex_wait(load64(pump + P_BELL), bell, until - now)
-            state = load32_acquire(frame + F_STATE)
-        fetch_add32(load64(pump + P_WAITERS), 0 - 1)
-        if now_ns() >= until:
-            break
-    return state
-
-
-@pump_unit.function
-def wait_end(pump: int, timeout_ns: int) -> int:
-    """Sleep until a pump that was asked to stop has ended, or the time is over. Its state."""
-    until = now_ns() + timeout_ns
-    ring_bell(pump)
-    while load32_acquire(pump + P_STATE) == 0 and now_ns() < until:
-        bell = load32_acquire(load64(pump + P_BELL))
-        fetch_add32(load64(pump + P_WAITERS), 1)
-        now = now_ns()
-        if load32_acquire(pump + P_STATE) == 0 and now < until:
-            futex_wait(load64(pump + P_BELL), bell, until - now)
-        fetch_add32(load64(pump + P_WAITERS), 0 - 1)
-    return load32_acquire(pump + P_STATE)
-
-
-# --- memory -------------------------------------------------------------------------------------------------------------
-
-
-@pump_unit.function
-def free_buffer(pump: int, frame: int) -> None:
-    """The frame's memory may be lent again."""
-    buffer = load64(frame + F_BUFFER)
-    if buffer != 0:
-        n = load64(pump + P_FREE_BUFFERS)
-        store64(load64(pump + P_BUFFERS) + 8 * n, buffer)
-        store64(pump + P_FREE_BUFFERS, n + 1)
-        store64(frame + F_BUFFER, 0)
-
-
-@pump_unit.function
-def free_request(pump: int, request: int) -> None:
-    n = load64(pump + P_FREE_REQUESTS)
-    store64(load64(pump + P_REQUESTS) + 8 * n, request)
-    store64(pump + P_FREE_REQUESTS, n + 1)
-
-
-# --- a chunk that is loaded -----------------------------------------------------------------------------------------------
-
-
-@pump_unit.function
-def publish_frame(pump: int, frame: int) -> int:
-    """Publish the slot of a chunk that is loaded. 0 when the ring has no room now."""
-    first = load64(frame + F_FIRST)
-    count = load64(frame + F_COUNT)
-    slot = load64(frame + F_SLOT)
-    store32(slot + S_FIRST_LOW, first & HALF)
-    store32(slot + S_FIRST_HIGH, first >> 32)
-    store32(slot + S_COUNT_LOW, count & HALF)
-    store32(slot + S_COUNT_HIGH, count >> 32)
-    # The pump is the only producer of this ring, so it takes no lock. Its release of the slot's status and of TAIL
-    # also carries the descriptors of the binding, and what the kernel or a copier has written.
-    sequence = publish(load64(pump + P_RING), slot, 1, 0)
-    if sequence == SEQUENCE_NONE:
-        store32(frame + F_STATE, LOADED)
-        return 0
-    store64(frame + F_SEQUENCE, sequence)
-    store32(frame + F_STATE, PUBLISHED)
-    store64(pump + P_OUT, load64(pump + P_OUT) + 1)
-    wake_workers(load64(pump + P_SESSION), load64(pump + P_WAKE))
-    return 1
-
-
-@pump_unit.function
-def read_done(pump: int, frame: int) -> None:
-    """One request of a frame has ended. The last one hands the chunk over."""
-    left = load64(frame + F_READS) - 1
-    store64(frame + F_READS, left)
-    if left != 0:
-        return
-    if load64(frame + F_BUFFER) != 0:
-        store64(pump + P_LOADING, load64(pump + P_LOADING) - 1)
-    if load64(frame + F_ERROR) == 0 and load32_acquire(pump + P_STOP) != 0:
-        store64(frame + F_ERROR, ECANCELED)
-    if load64(frame + F_ERROR) != 0:
-        free_buffer(pump, frame)
-        # Pairs with the consumer's look: F_ERROR and its like.
-        store32_release(frame + F_STATE, FAILED)
-        ring_bell(pump)
-    elif load64(pump + P_MODE) == SIGNAL:
-        # Pairs with the consumer's look: descriptors and the bytes that they name.
-        store32_release(frame + F_STATE, FULL)
-        store64(pump + P_OUT, load64(pump + P_OUT) + 1)
-        ring_bell(pump)
-    else:
-        publish_frame(pump, frame)
-
-
-# --- requests -------------------------------------------------------------------------------------------------------------
-
-
-@pump_unit.function
-def send(pump: int, request: int) -> None:
-    """Queue a request, from its Q_AT on, where its rung goes."""
-    rung = load64(request + Q_RUNG)
-    at = load64(request + Q_AT)
-    file = load64(request + Q_FILE)
-    store64(pump + P_REQUESTED, load64(pump + P_REQUESTED) + 1)
-    if rung == PREAD:
-        tail = load64(pump + P_QUEUE_TAIL)
-        store32(request + Q_DONE, 0)
-        store64(load64(pump + P_QUEUE) + 8 * (tail & load64(pump + P_QUEUE_MASK)), request)
-        # Pairs with the acquire in claim_read: who sees the tail sees entry and request.
-        store64_release(pump + P_QUEUE_TAIL, tail + 1)
-        store64(pump + P_QUEUED, load64(pump + P_QUEUED) + 1)
-        if load64(pump + P_COPIERS) != 0:
-            fence()
-            if load32_seqcst(pump + P_WORK_SLEEPERS) != 0:
-                fetch_add32(pump + P_WORK_BELL, 1)
-                futex_wake(pump + P_WORK_BELL, 1)
-        return
-    fd = load64(file + L_FD)
-    if rung != BUFFERED:
-        fd = load64(file + L_DIRECT_FD)
-    opcode = READ
-    index = 0
-    if rung == DIRECT_REGISTERED:
-        opcode = READ_FIXED
-        index = load64(request + Q_INDEX)
-    # There are no more requests than entries, so there is room.
-    tail = load32(load64(pump + P_SQ_TAIL))
-    entry = load64(pump + P_SQES) + 64 * (tail & load64(pump + P_SQ_MASK))
-    store64(entry, opcode | fd << 32)
-    store64(entry + 8, load64(request + Q_OFFSET) + at)
-    store64(entry + 16, load64(request + Q_ADDRESS) + at)
-    store64(entry + 24, load64(request + Q_LENGTH) - at)
-    store64(entry + 32, request)
-    store64(entry + 40, index)
-    store64(entry + 48, 0)
-    store64(entry + 56, 0)
-    # Counted before the kernel can know of it, so that the end waits for it.
-    store64(pump + P_FLYING, load64(pump + P_FLYING) + 1)
-    store32_release(load64(pump + P_SQ_TAIL), (tail + 1) & HALF)
-
-
-@pump_unit.function
-def finish_read(pump: int, request: int, error: int) -> None:
-    """A request has ended: well, or with errno or SHRANK."""
-    frame = load64(request + Q_FRAME)
-    useful = load64(request + Q_USEFUL)
-    store64(pump + P_BYTES, load64(pump + P_BYTES) - useful)
-    if error == 0:
-        taken = pump + P_TAKEN + 8 * load64(request + Q_RUNG)
-        store64(taken, load64(taken) + useful)
-    elif load64(frame + F_ERROR) == 0:
-        at = load64(request + Q_AT)
-        store64(frame + F_ERROR, error)
-        store64(frame + F_ERROR_FILE, (load64(request + Q_FILE) - load64(pump + P_FILES)) // FILE_BYTES)
-        store64(frame + F_ERROR_OFFSET, load64(request + Q_OFFSET) + at)
-        store64(frame + F_ERROR_BYTES, load64(request + Q_LENGTH) - at)
-        if error == SHRANK:
-            store64(frame + F_ERROR_OFFSET, load64(request + Q_PIECE))
-            store64(frame + F_ERROR_BYTES, load64(request + Q_PIECE_SIZE))
-    free_request(pump, request)
-    read_done(pump, frame)
-
-
-@pump_unit.function
-def demote(pump: int, request: int, error: int) -> None:
-    """A direct read was refused: this file goes through the page cache from here on."""
-    file = load64(request + Q_FILE)
-    store64(request + Q_RUNG, load64(pump + P_CACHED_RUNG))
-    store64(request + Q_LENGTH, load64(request + Q_WANTED))
-    if load64(file + L_DEMOTED) == 0:
-        store64(file + L_RUNG, load64(pump + P_CACHED_RUNG))
-        store64(file + L_DEMOTED_AT, load64(request + Q_OFFSET) + load64(request + Q_AT))
-        # Pairs with the host's look, which then reads the place.
-        store64_release(file + L_DEMOTED, error)
-    store64(request + Q_AT, 0)
-    send(pump, request)
-
-
-@pump_unit.function
-def completed(pump: int, request: int, result: int) -> None:
-    """The kernel has answered a request with ``result`` (i32): end it, continue it, or send it another way."""
-    direct = 0
-    if load64(request + Q_RUNG) < BUFFERED:
-        direct = 1
-    stopping = load32_acquire(pump + P_STOP)
-    if result > ALL:
-        error = HALF + 1 - result
-        if (error == EINTR or error == EAGAIN) and stopping == 0:
-            send(pump, request)
-        elif (
-            direct != 0
-            and load64(pump + P_DEMOTES) != 0
-            and (error == EINVAL or error == EOPNOTSUPP or error == EFAULT)
-        ):
-            demote(pump, request, error)
-        else:
-            finish_read(pump, request, error)
-        return
-    arrived = load64(request + Q_AT) + result
-    wanted = load64(request + Q_WANTED)
-    if arrived >= wanted:
-        finish_read(pump, request, 0)
-    elif stopping != 0:
-        finish_read(pump, request, ECANCELED)
-    elif direct != 0 and (result == 0 or result % load64(load64(request + Q_FILE) + L_ALIGN) != 0):
-        # Cut inside a block: the end of the file, or a device that cannot go on there. The page cache can.
-        head = wanted - load64(request + Q_USEFUL)
-        if arrived > head:
-            taken = pump + P_TAKEN + 8 * load64(request + Q_RUNG)
-            store64(taken, load64(taken) + arrived - head)
-            store64(request + Q_USEFUL, wanted - arrived)
-            store64(pump + P_BYTES, load64(pump + P_BYTES) - (arrived - head))
-        store64(request + Q_RUNG, load64(pump + P_CACHED_RUNG))
-        store64(request + Q_LENGTH, wanted)
-        store64(request + Q_AT, arrived)
-        send(pump, request)
-    elif result == 0:
-        finish_read(pump, request, SHRANK)
-    else:
-        store64(request + Q_AT, arrived)
-        send(pump, request)
-
-
-# --- io_uring ---------------------------------------------------------------------------------------------------------------
-
-
-@pump_unit.function
-def reap(pump: int) -> int:
-    """Take what has completed, in whatever order. How many."""
-    if load64(pump + P_URING) == NONE:
-        return 0
-    head = load32(load64(pump + P_CQ_HEAD))
-    found = 0
-    while head != load32_acquire(load64(pump + P_CQ_TAIL)):
-        entry = load64(pump + P_CQES) + 16 * (head & load64(pump + P_CQ_MASK))
-        user = load64(entry)
-        result = load32(entry + 8)
-        head = (head + 1) & HALF
-        # Only now may the kernel write over the entry.
-        store32_release(load64(pump + P_CQ_HEAD), head)
-        if user > USER_DRAINED:
-            store64(pump + P_FLYING, load64(pump + P_FLYING) - 1)
-            completed(pump, user, result)
-        elif user == USER_DRAINED:
-            store64(pump + P_DRAINED, 1)
-        found += 1
-    return found
-
-
-@pump_unit.function
-def unsubmitted(pump: int) -> int:
-    """Entries that the kernel has not been told of."""
-    return (load32(load64(pump + P_SQ_TAIL)) - load32_acquire(load64(pump + P_SQ_HEAD))) & HALF
-
-
-@pump_unit.function
-def enter(pump: int, wait: int, timeout_ns: int) -> None:
-    """Submit what is queued, and wait for ``wait`` completions for at most so long."""
-    flags = GETEVENTS
-    argument = 0
-    size = 0
-    if wait != 0:
-        argument = load64(pump + P_TIMESPEC)
-        store64(argument + ARGUMENT_BYTES, timeout_ns // 1_000_000_000)
-        store64(argument + ARGUMENT_BYTES + 8, timeout_ns % 1_000_000_000)
-        flags = GETEVENTS | EXT_ARG
-        size = ARGUMENT_BYTES
-    store64(pump + P_ENTERS, load64(pump + P_ENTERS) + 1)
-    result = io_uring_enter(load64(pump + P_URING), unsubmitted(pump), wait, flags, argument, size)
-    if signed_less(result, 0):
-        error = (0 - result) & WORD
-        # EBUSY and EAGAIN: the kernel has no room just now; what is queued stays and goes with the next call.
-        if error != EINTR and error != ETIME and error != EBUSY and error != EAGAIN:
-            store64(pump + P_FAILED, error)
-
-
-# --- blocking reads -----------------------------------------------------------------------------------------------------------
-
-
-@pump_unit.function
-def claim_read(pump: int) -> int:
-    """A request of the queue that is now the caller's to carry out, or 0."""
-    head = load64_acquire(pump + P_QUEUE_HEAD)
-    while head < load64_acquire(pump + P_QUEUE_TAIL):
-        # The entry is written again only when HEAD has moved on, and then the swap fails.
-        request = load64(load64(pump + P_QUEUE) + 8 * (head & load64(pump + P_QUEUE_MASK)))
-        if cas64(pump + P_QUEUE_HEAD, head, head + 1):
-            return request
-        head = load64_acquire(pump + P_QUEUE_HEAD)
-    return 0
-
-
-@pump_unit.function
-def carry_out(request: int) -> None:
-    """Read through the page cache: short reads are continued, EINTR is retried."""
-    fd = load64(load64(request + Q_FILE) + L_FD)
-    at = load64(request + Q_AT)
-    wanted = load64(request + Q_WANTED)
-    error = 0
-    while at < wanted and error == 0:
-        got = pread(fd, load64(request + Q_ADDRESS) + at, wanted - at, load64(request + Q_OFFSET) + at)
-        if signed_less(got, 0):
-            error = (0 - got) & WORD
-            if error == EINTR:
-                error = 0
-        elif got == 0:
-            error = SHRANK
-        else:
-            at += got
-    store64(request + Q_AT, at)
-    store64(request + Q_RESULT, error)
-    # Pairs with take_reads: result and bytes.
-    store32_release(request + Q_DONE, 1)
-
-
-@pump_unit.function
-def take_reads(pump: int) -> int:
-    """End the blocking reads that were carried out. How many."""
-    found = 0
-    low = load64(pump + P_QUEUE_LOW)
-    i = low
-    head = load64_acquire(pump + P_QUEUE_HEAD)
-    while i < head:
-        entry = load64(pump + P_QUEUE) + 8 * (i & load64(pump + P_QUEUE_MASK))
-        request = load64(entry)
-        if request != 0 and load32_acquire(request + Q_DONE) != 0:
-            store64(entry, 0)
-            store64(pump + P_QUEUED, load64(pump + P_QUEUED) - 1)
-            finish_read(pump, request, load64(request + Q_RESULT))
-            found += 1
-        if load64(entry) == 0 and i == low:
-            low += 1
-        i += 1
-    store64(pump + P_QUEUE_LOW, low)
-    return found
-
-
-@pump_unit.function
-def copier_loop(pump: int) -> None:
-    """A thread that carries out blocking reads until it is asked to leave."""
-    while load32_acquire(pump + P_LEAVE) == 0:
-        request = claim_read(pump)
-        if request == 0:
-            bell = load32_acquire(pump + P_WORK_BELL)
-            fetch_add32(pump + P_WORK_SLEEPERS, 1)
-            request = claim_read(pump)
-            if request == 0 and load32_acquire(pump + P_LEAVE) == 0:
-                futex_wait(pump + P_WORK_BELL, bell, SLEEP_NS)
-            fetch_add32(pump + P_WORK_SLEEPERS, 0 - 1)
-        if request != 0:
-            carry_out(request)
-            ring_bell(pump)
-
-
-# --- chunks -------------------------------------------------------------------------------------------------------------------
+pump_unit = Unit("pump", requests)
 
 
 @pump_unit.function
@@ -883,9 +420,6 @@ def begin_chunks(pump: int) -> int:
     return steps
 
 
-# --- the pump -------------------------------------------------------------------------------------------------------------------
-
-
 @pump_unit.function
 def advance(pump: int) -> int:
     """Everything that can be done now without waiting, but for telling the kernel. How much that was."""
@@ -962,28 +496,6 @@ def pump_loop(pump: int) -> None:
     # Pairs with whoever waits for a frame, or for the end: counters and frames are final.
     store32_release(pump + P_STATE, state)
     ring_bell(pump)
-
-
-@pump_unit.function
-def cancel_reads(pump: int) -> None:
-    """Ask the kernel to end every read, and to say when none is left."""
-    tail = load32(load64(pump + P_SQ_TAIL))
-    entry = load64(pump + P_SQES) + 64 * (tail & load64(pump + P_SQ_MASK))
-    store64(entry, ASYNC_CANCEL | NO_FD << 32)
-    store64(entry + 8, 0)
-    store64(entry + 16, 0)
-    store64(entry + 24, CANCEL_ALL_ANY << 32)
-    store64(entry + 32, USER_CANCEL)
-    store64(entry + 40, 0)
-    tail = (tail + 1) & HALF
-    entry = load64(pump + P_SQES) + 64 * (tail & load64(pump + P_SQ_MASK))
-    store64(entry, NOP | DRAIN_FLAG << 8 | NO_FD << 32)
-    store64(entry + 8, 0)
-    store64(entry + 16, 0)
-    store64(entry + 24, 0)
-    store64(entry + 32, USER_DRAINED)
-    store64(entry + 40, 0)
-    store32_release(load64(pump + P_SQ_TAIL), (tail + 1) & HALF)
 
 
 @pump_unit.function

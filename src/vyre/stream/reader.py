@@ -22,7 +22,7 @@ from typing import Final, NamedTuple, Protocol, Self
 from vyre.errors import StreamError
 from vyre.ring.layout import OperandKind
 from vyre.stream import frames as f
-from vyre.stream import pump
+from vyre.stream import handover, pump, requests
 from vyre.stream.machine import PythonMachine
 from vyre.stream.plan import RING_ENTRIES, Plan, Rung
 from vyre.stream.pool import Buffer, Pool
@@ -253,8 +253,8 @@ class Reader:
         before = self._word(f.P_NEXT)
         with self._machine.running():
             pump.begin_chunks(self._tables.address)
-            if self._word(f.P_FLYING) and pump.unsubmitted(self._tables.address):
-                pump.enter(self._tables.address, 0, 0)
+            if self._word(f.P_FLYING) and requests.unsubmitted(self._tables.address):
+                requests.enter(self._tables.address, 0, 0)
         self._check()
         return self._word(f.P_NEXT) - before
 
@@ -346,7 +346,7 @@ class Reader:
             self._natives.give_back(self._tables.address, load._frame)
         else:
             with self._machine.running():
-                pump.give_back(self._tables.address, load._frame)
+                handover.give_back(self._tables.address, load._frame)
                 pump.attend(self._tables.address)
 
     # --- beginning and end ------------------------------------------------------------------------------------------
