@@ -1,6 +1,6 @@
 """The first start on a machine: a kernel that is compiled quickly serves at once, the optimised one takes over later.
 
-NVRTC takes 7 to 13 s for the optimised kernel and about 2 s for a quick one that gives the same bits. A process of its
+NVRTC takes 10 to 30 s for the optimised kernel and 2 to 3 s for a quick one that gives the same bits. A process of its
 own compiles the optimised one into the store, so that nobody waits for it at the end of this process either; when it is
 there, the engine loads it between two stays.
 
@@ -36,7 +36,7 @@ def kernel_for(arch: int, store: Store | None, blocks: int, quick_start: bool) -
     if kept is not None:
         return kept, None
     if not quick_start or store is None or store.root is None or not sys.executable or not can_be_quick():
-        log.warning("vyre: compiling the GPU kernel for sm_%d, which takes about ten seconds", arch)
+        log.warning("vyre: compiling the GPU kernel for sm_%d, which takes 10 to 30 seconds", arch)
         return compile_kernel(arch, store, blocks), None
     log.warning(
         "vyre: first start on this kind of GPU: compiling the kernel for sm_%d quickly (2 to 3 s); the optimised one is "
