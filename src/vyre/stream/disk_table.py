@@ -408,8 +408,13 @@ class DiskTable:
     def close(self) -> None:
         """Give file and memory back. No item that uses it may be running. Calling it again does nothing."""
         self.capabilities.revoke(self._handle)
-        while self._lent:
-            self._lent.popitem()[1]()
+        try:
+            while self._lent:
+                self._lent.popitem()[1]()
+        finally:
+            self._give_back()
+
+    def _give_back(self) -> None:
         if self._ring is not None:
             self._ring.close()
             self._ring = None
