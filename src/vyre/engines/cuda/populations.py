@@ -183,20 +183,20 @@ class _Run:
             step = width // _WORDS_PER_UNIT
             for i, first in enumerate(range(0, n, self.batch)):
                 if len(under_way) == 2:
-                    self._collect(halves, *under_way.pop(0))
+                    self._collect(halves, under_way)
                 half = i % 2
                 bindings = self._bindings(first, halves[half], operands, params, width)
                 slots = self._slots(first, bindings, units + half * step * self.batch, step)
                 sequence = engine.submit_batch(slots)
                 while sequence is None:  # tickets of others are in the ring
                     if under_way:
-                        self._collect(halves, *under_way.pop(0))
+                        self._collect(halves, under_way)
                     else:
                         make_room()
                     sequence = engine.submit_batch(slots)
                 under_way.append((sequence, first, half))
             while under_way:
-                self._collect(halves, *under_way.pop(0))
+                self._collect(halves, under_way)
         finally:
             for sequence, first, _ in under_way:  # interrupted: items write to memory that is given back here
                 engine.wait(sequence, min(self.batch, n - first))
@@ -294,12 +294,17 @@ class _Run:
         slots[:, 7], slots[:, 8] = self.count & 0xFFFF_FFFF, self.count >> 32
         return slots
 
-    def _collect(self, halves: list[_Half], sequence: int, first: int, half: int) -> None:
-        """Wait for a batch and take its results out of pinned memory, which the next one reuses."""
+    def _collect(self, halves: list[_Half], under_way: list[tuple[int, int, int]]) -> None:
+        """Wait for the oldest batch and take its results out of pinned memory, which the next one reuses.
+
+        It stays under way until its records are read: an interrupt must not have its memory given back to others.
+        """
         engine = self.engine
+        sequence, first, half = under_way[0]
         n = min(self.batch, len(self.opcodes) - first)
         engine.wait(sequence, n)
         records = engine.completions(sequence, n)
+        del under_way[0]
         chunk, at, near, _ = halves[half]
         rows = chunk.whole[at : at + n * self.row_bytes].reshape(n, self.row_bytes)
         bad = np.flatnonzero(records["status"] != Status.DONE)

@@ -117,7 +117,7 @@ class Lowering:
 
     def __init__(self, store: jit.ObjectStore | None) -> None:
         self._memories: list[_Memory] = []
-        self._spare: NDArray[np.uint64] = np.empty(0, np.uint64)
+        self._spare: list[NDArray[np.uint64]] = []
         self._natives = natives(store)  # type: ignore[arg-type]  # a store hashes by itself
         if self._natives is not None:
             if verifier.quick.check is None:
@@ -174,7 +174,10 @@ class Lowering:
         most = _most_bytes(population)
         ahead = np.append(np.cumsum(most[::-1])[::-1], 0)  # of the programs from each one on
         room = int(ahead[0]) // 8 + 8
-        out, self._spare = self._spare, np.empty(0, np.uint64)
+        try:
+            out = self._spare.pop()  # in one step: two threads never get the same
+        except IndexError:
+            out = np.empty(0, np.uint64)
         if len(out) < room:
             out = np.empty(room, np.uint64)
         places = np.zeros(n, np.int64)
@@ -222,7 +225,7 @@ class Lowering:
         """Memory of ``images`` that is no longer used: fresh memory would cost as much as filling it."""
         whole = images if images.base is None else images.base
         if isinstance(whole, np.ndarray) and whole.nbytes <= SPARE_BYTES:
-            self._spare = whole
+            self._spare[:] = [whole]
 
     def _memory(self) -> _Memory:
         try:
