@@ -29,9 +29,9 @@ from vyre.engines.cuda.feed import Arrived, Feed
 from vyre.engines.cuda.lower import value_of_key
 from vyre.engines.cuda.memory import array_at, view
 from vyre.engines.fold import fold_spans
-from vyre.errors import Fault, SessionClosed, StreamError, WaitTimeout
+from vyre.errors import DeviceLost, Fault, SessionClosed, StreamError, WaitTimeout
 from vyre.program.ir import Program
-from vyre.program.opcodes import BY_NAME, TILE, Access, AccKind
+from vyre.program.opcodes import BY_NAME, TILE, Access, AccKind, FaultCode
 from vyre.ring.layout import RECORD_BYTES, SLOT_DTYPE, Status
 from vyre.stream.plan import Plan
 from vyre.stream.source import Chunk
@@ -197,7 +197,8 @@ class ChunkStream:
             else:
                 residency = self._engine.residency
                 residency.look()
-                self._feed.wait(self._record_of(head.sequence), head.sequence + 1, _LOOK_NS)
+                with self._engine.residency.looking():
+                    self._feed.wait(self._record_of(head.sequence), head.sequence + 1, _LOOK_NS)
                 now = time.monotonic()
                 if not looked:
                     looked = now
@@ -408,17 +409,24 @@ class ChunkStream:
         engine = self._engine
         try:
             self._feed.close()
-            if not engine.closed:
-                self._settle()
         finally:
-            self._feed.give_up()
+            try:
+                if not engine.closed:
+                    self._settle()
+            except (DeviceLost, SessionClosed):  # then nobody reads the chunks' memory any more
+                self._feed.give_up()
+                raise
+            self._feed.give_up()  # an interrupt above leaves it: items may still be reading
 
     def _settle(self) -> None:
         engine = self._engine
         for run in self._running:
+            engine.residency.stop(run.sequence, 1, FaultCode.cancelled)
+        while self._running:  # one at a time, so that it can be gone on with after an interrupt
+            run = self._running[0]
             engine.residency.wait(run.sequence, 1, None)
             engine.residency.collect_one(run.sequence)
-        self._running.clear()
+            self._running.popleft()
         self._done.clear()
         for address, table in self._staged:
             if table is not None and table.size:  # atomic tables are the caller's again

@@ -196,9 +196,9 @@ class Device:
         return f"{self.name}, driver {self.call('ask for the version', self.cu.cuDriverGetVersion())}"
 
     def stage(self, address: int, host: int, size: int) -> None:
-        """Begin to copy registered memory to the device, on a stream of its own."""
+        """Begin to copy registered memory to the device, on a stream of its own. From any thread."""
+        self.enter()
         if self._staging is None:
-            self.enter()
             self._staging = self.call(
                 "make a stream", self.cu.cuStreamCreate(int(self.cu.CUstream_flags.CU_STREAM_NON_BLOCKING))
             )
@@ -228,6 +228,7 @@ class Device:
     def wait_for_stage(self) -> None:
         """Until nothing is being staged any more."""
         if self._staging is not None:
+            self.enter()
             self.call("wait for copies", self.cu.cuStreamSynchronize(self._staging))
 
     def wait_for(self, stream: int) -> None:
