@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+import time
+
 import numpy as np
 import pytest
 
 import vyre
 from simulated_gpu import simulated
+from vyre.engines.base import Operands
+from vyre.engines.cuda import abi
 from vyre.engines.cuda.items import SessionCudaEngine
 from vyre.engines.cuda.memory import Pieces
 from vyre.engines.differential import difference
-from vyre.errors import BindError
+from vyre.errors import BindError, SessionClosed
 from vyre.program import bytecode
 
 
@@ -128,3 +134,98 @@ def test_where_the_device_sees_registered_memory_elsewhere_a_table_on_disk_is_re
     found = session.run(gathered, i=np.arange(10), t=tmp_path / "t.npy")
     assert np.array_equal(found.value, contents[:10] * 2)
     assert any("read into memory whole" in note for note in found.report.notes)
+
+
+# --- what threads, interrupts and full rings must not break ------------------------------------------------------------
+
+
+def _operands(x):
+    return Operands(0, len(x), [x], [np.empty_like(x)], [], [], [])
+
+
+def test_a_binding_that_a_full_ring_refused_is_told_of_by_the_slot_that_comes_through():
+    with simulated(), SessionCudaEngine(arena_bytes=4 << 20, capacity=8) as engine:
+        opcode = engine.load(vyre.expression("x + 1", {"x": vyre.f32}).verified)
+        items = [engine.item(opcode, _operands(np.full(5000, n, np.float32))) for n in range(9)]
+        assert [item.start() for item in items] == [True] * 8 + [False]
+        assert items[0].wait(10**9)
+        items[0].result()
+        assert items[8].start()
+        ring = engine.residency
+        assert ring._slot_words[(8 & ring._mask) * 16 + 9] & abi.UPDATE_FLAG
+        for n, item in enumerate(items[1:], 1):
+            assert item.wait(10**9)
+            assert (item.result().outputs[0] == n + 1).all()
+
+
+def test_more_tickets_than_the_ring_has_slots_are_handed_over_without_an_error():
+    with simulated(), vyre.open("cuda", capacity=8) as session:
+        assert session.engine.residency.capacity == 8
+        program = vyre.expression("x * 2", {"x": vyre.f32})
+        tickets = [session.submit(program, x=np.full(10, n, np.float32)) for n in range(30)]
+        for n, ticket in enumerate(tickets):
+            assert (ticket.result().value == 2 * n).all()
+
+
+def test_closing_ends_a_wait_in_another_thread_before_its_memory_goes():
+    with simulated():
+        engine = SessionCudaEngine(arena_bytes=4 << 20)
+        engine.residency._paused += 1  # nothing is started: the record never comes
+        sequence = engine.residency.publish(bytes(64))
+        found = []
+
+        def wait() -> None:
+            try:
+                engine.residency.wait(sequence, 1, None)
+            except SessionClosed as error:
+                found.append(error)
+
+        thread = threading.Thread(target=wait)
+        thread.start()
+        time.sleep(0.05)
+        engine.close()
+        thread.join(5.0)
+        assert len(found) == 1
+        with pytest.raises(SessionClosed):
+            engine.residency.wait(sequence, 1, None)
+
+
+def test_two_loads_at_once_leave_the_larger_heap(engine, monkeypatch):
+    ring = engine.residency
+    size = ring._heap_bytes
+    paused, entered = ring.paused, []
+
+    @contextlib.contextmanager
+    def overtaken():
+        with paused():
+            if not entered:
+                entered.append(True)
+                ring.need_heap(size + 8192)  # another thread's, while this one waited for the stay to end
+            yield
+
+    monkeypatch.setattr(ring, "paused", overtaken)
+    ring.need_heap(size + 4096)
+    assert ring._heap_bytes == int(ring._launch["scratch_bytes"][0]) == size + 8192
+
+
+def test_an_interrupted_population_leaves_no_slot_taken(session, monkeypatch):
+    programs = [vyre.expression(f"x * {n} + 1", {"x": vyre.f32}) for n in range(1, 40)]
+    handles = session.load_many(programs)
+    x = np.arange(3000, dtype=np.float32)
+    engine, calls = session.engine, []
+    wait = engine.wait
+
+    def interrupted(sequence, n=1, timeout_s=None):
+        if not calls:
+            calls.append(sequence)
+            raise KeyboardInterrupt
+        return wait(sequence, n, timeout_s)
+
+    free = engine.residency.free_slots
+    monkeypatch.setattr(engine, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        session.run_many(handles, x=x)
+    assert calls
+    assert engine.residency.free_slots == free
+    found = session.run_many(handles, x=x)
+    assert np.array_equal(found["value"][4], x * 5 + 1)

@@ -25,7 +25,7 @@ from vyre.engines.cuda.registered import RegisteredPools
 from vyre.engines.device_array import DeviceArray
 from vyre.engines.ranges import read_range
 from vyre.engines.spans import fold_onto
-from vyre.errors import Fault, StreamError, WaitTimeout
+from vyre.errors import Fault, WaitTimeout
 from vyre.program.ir import Program
 from vyre.program.opcodes import FAULT_REASONS, FaultCode
 from vyre.store import Store
@@ -180,7 +180,8 @@ class CudaItem:
         if self._failed is not None:
             return True
         sequence = self.sequence
-        assert sequence is not None, "wait before start"
+        if sequence is None:  # not published yet, or another thread is taking its record
+            return False
         if timeout_ns <= 0:  # a look, as of Ticket.done
             self.engine.residency.look()
             return self.engine.residency.is_done(sequence)
@@ -281,24 +282,24 @@ class SessionCudaEngine(CudaEngine):
         done: list[int] = []
 
         def end() -> None:
-            for address in done:
-                self.device.unregister(address)
             counter = self._counters.pop(table, None)
             if counter is not None and not self.closed:
                 with self.residency.lock:
                     self._device_pool.put(counter)
+            while done:
+                self.device.unregister(done.pop())
 
         try:
             for address, size in memory:
                 self.device.register(address, size)
                 done.append(address)
-        except StreamError:
+            with self.residency.lock:
+                counter = self._counters[table] = self._device_pool.get(16)
+            zeros = np.zeros(2, np.uint64)
+            self.device.to_device(counter, zeros.ctypes.data, zeros.nbytes)
+        except BaseException:
             end()
             raise
-        with self.residency.lock:
-            counter = self._device_pool.get(16)
-        self.device.to_device(counter, np.zeros(2, np.uint64).ctypes.data, 16)
-        self._counters[table] = counter
         return end
 
     def close(self) -> None:

@@ -53,6 +53,8 @@ _HELD: Final = caller.R_HELD // 8
 _LAUNCHED: Final = abi.LAUNCH.fields["generation"][1] // 8  # type: ignore[index]
 THREADS: Final = abi.WARP * abi.WARPS_PER_BLOCK
 KEEPER_S: Final = 0.005
+CLOSE_S: Final = 2.0
+"""How long closing waits for threads that wait for records; each looks every millisecond."""
 SPINS: Final = 20_000
 """Looks of a waiting thread, about two milliseconds, before it begins to sleep in between."""
 _LOST_FIX: Final = "open a session in a new process; this process's GPU context cannot be trusted"
@@ -119,6 +121,7 @@ class Residency:
         self._busy = bytearray(capacity)  # 1: published and not yet collected
         self._busy_array: NDArray[Any] = np.frombuffer(self._busy, np.uint8)
         self._updates = 0
+        self._told = 0  # updates that a published slot has told the kernel of: a refused one has not
         # Published slots, fences among them, the last stay's number: one place for native code and Python.
         self._ring = array("Q", bytes(8 * caller.R_WORDS))
         for at, value in (
@@ -161,6 +164,7 @@ class Residency:
         self.relaunches = 0
         self._heap_bytes = 0
         self._heaps: list[int] = []
+        self._waiting = 0  # threads that look at records: the memory stays while there are some
         self._stop_keeper = threading.Event()
         self._keeper = threading.Thread(
             target=_keep, args=(weakref.ref(self), self._stop_keeper), name="vyre-cuda-keeper", daemon=True
@@ -183,7 +187,9 @@ class Residency:
         """Have each warp get ``size`` bytes of device memory from the next stay on."""
         if size <= self._heap_bytes:
             return
-        with self.paused():
+        with self.paused(), self.lock:
+            if size <= self._heap_bytes:  # another thread needed more meanwhile
+                return
             warps = max(self.blocks, 1024) * abi.WARPS_PER_BLOCK
             # The old one is not freed: a free would wait for every other kernel of the process.
             heap = self.device.memory(size * warps)
@@ -253,6 +259,10 @@ class Residency:
                     self._check_alive()
                 if time.monotonic() > deadline:
                     raise DeviceLost("the kernel does not leave the GPU", fix=_LOST_FIX)
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise SessionClosed("this engine was closed while an item was waited for", fix="open a new session")
 
     def _check_alive(self) -> None:
         """A stream that is idle while the stay has not left means that the kernel died."""
@@ -335,10 +345,10 @@ class Residency:
     # --- slots and records ----------------------------------------------------------------------------------------
 
     def _flush_updates(self) -> bool:
-        """Hand dirty parts of the arena to the kernel. True when there were any."""
+        """Hand dirty parts of the arena to the kernel. True when the next slot has to tell it that there are some."""
         dirty = self.arena.dirty
         if not dirty:
-            return False
+            return self._told != self._updates
         c = self._control
         for at, size in dirty:
             while self._updates - c[_APPLIED] >= abi.UPDATE_ENTRIES:
@@ -347,7 +357,7 @@ class Residency:
             self._updates += 1
         dirty.clear()
         c[_UPDATES] = self._updates
-        return True
+        return self._told != self._updates
 
     def _push_updates(self) -> None:
         """The update ring is full: a no-op that takes them in, waited for."""
@@ -366,6 +376,8 @@ class Residency:
         with self._alone:
             flags = abi.UPDATE_FLAG if self._flush_updates() else 0
             sequence: int = self.natives.gpu_put(self.ring_address, data.buffer_info()[0], flags)
+            if sequence != SEQUENCE_NONE:
+                self._told = self._updates
             self.look()
         return None if sequence == SEQUENCE_NONE else sequence
 
@@ -379,6 +391,8 @@ class Residency:
             if self._flush_updates():
                 flags |= abi.UPDATE_FLAG
             started = bool(self.natives.gpu_start(call.address, flags))
+            if started:
+                self._told = self._updates
             self.look()
         return started
 
@@ -387,7 +401,8 @@ class Residency:
 
         False: ``call.sequence`` says whether it was published; if not, the ring is full.
         """
-        answer = caller.REFUSED if self.arena.dirty else call.run()
+        untold = self.arena.dirty or self._told != self._updates
+        answer = caller.REFUSED if untold else call.run()
         if answer == caller.PENDING:
             self.look()
             return False
@@ -440,6 +455,7 @@ class Residency:
             self._control[_FENCES] = self._ring[_COUNTED]
         self._ring[_PUBLISHED] = first + n
         self._control[_TAIL] = first + n
+        self._told = self._updates  # what is published by the tail goes the way on which updates are looked for
         self.look()
         return first
 
@@ -497,7 +513,29 @@ class Residency:
         Raises:
             WaitTimeout: they were not all there in time.
             DeviceLost: the kernel died.
+            SessionClosed: the engine was closed meanwhile.
         """
+        with self.looking():
+            self._wait(first, n, timeout_s)
+
+    @contextlib.contextmanager
+    def looking(self) -> Iterator[None]:
+        """Inside, the ring's memory stays where it is: for waits, which ``close`` ends before it frees.
+
+        Raises:
+            SessionClosed: the engine is closed.
+        """
+        with self.lock:
+            if self.closed:
+                raise SessionClosed("this engine is closed", fix="open a new session")
+            self._waiting += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                self._waiting -= 1
+
+    def _wait(self, first: int, n: int, timeout_s: float | None) -> None:
         words, mask = self._record_words, self._mask
         at = first
         end = first + n
@@ -520,6 +558,7 @@ class Residency:
             spins += 1
             if c[_LEFT] == self.generation:
                 self.look()
+                self._check_open()
             if spins & 1023 == 0:
                 now = time.monotonic()
                 if deadline is None:
@@ -551,6 +590,7 @@ class Residency:
             if at >= end:
                 return
             self.look()
+            self._check_open()
             now = time.monotonic()
             if now >= deadline:
                 raise WaitTimeout(f"item {at} was not complete within {timeout_s} s", fix="wait again, or cancel it")
@@ -622,12 +662,17 @@ class Residency:
         self.leave()
         self.device.wait_for(self.device.stream)
         self._keeper.join(1.0)
+        until = time.monotonic() + CLOSE_S
+        while self._waiting and time.monotonic() < until:  # each of them sees that the engine is closed
+            time.sleep(0.0002)
         for address in (self._device_memory, *self._heaps):
             self.device.free(address)
         for name in ("slots", "records", "_slot_lines"):
             setattr(self, name, getattr(self, name)[:0].copy())
         self._control = memoryview(bytearray(256)).cast("Q")
-        self.device.free_pinned(self._host)
+        self._record_words = memoryview(bytearray(RECORD_BYTES * self.capacity)).cast("Q")
+        if not self._waiting:  # else it is left: somebody may still look
+            self.device.free_pinned(self._host)
 
 
 class _Alone:
