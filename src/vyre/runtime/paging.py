@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from vyre.engines.base import ItemResult, Operands, PagedTable
-from vyre.errors import BindError, Fault, WaitTimeout
+from vyre.errors import BindError, Fault, StreamError, WaitTimeout
 from vyre.program.opcodes import TILE, Access, FaultCode
 from vyre.runtime.arguments import operands_of
 from vyre.runtime.result import Facts, Result
@@ -80,11 +80,9 @@ def run_paged(
         for one in sorted(set(tables.values()), key=id):
             own.enter_context(one.lock)
         notes: list[str] = []
-        if not getattr(session.engine, "takes_paged_tables", False):
-            notes += [
-                f"{t.name}: read into memory whole, engine {session.engine.name} knows no pages"
-                for t in tables.values()
-            ]
+        counter, whole = _shared(session, tables.values())
+        if whole:
+            notes += [f"{t.name}: read into memory whole, {whole}" for t in tables.values()]
             arrays = {loaded.program.tables[n].name: t.array() for n, t in tables.items()}
             result = session.run(
                 loaded, {**named, **arrays}, out=out, elements=elements, timeout_s=timeout_s, on_fault=on_fault
@@ -96,7 +94,7 @@ def run_paged(
             loaded.program.tables[n].name: PagedTable(t.address, t.size, requests.address) for n, t in tables.items()
         }
         operands, shape = operands_of(loaded, {**named, **paged}, out, elements, notes, None)
-        run = _Run(session, loaded, operands, tables, requests, give_up)
+        run = _Run(session, loaded, operands, tables, requests, counter, give_up)
         try:
             raw = run.to_the_end()
         finally:
@@ -107,6 +105,21 @@ def run_paged(
             raw = session._fault(raw, loaded, operands, on_fault)
         facts: Facts = (session.engine.name, operands.count, operands.count * loaded._bytes, before, notes)
         return Result(loaded.program, raw, facts, shape)
+
+
+def _shared(session: Session, tables: Iterable[DiskTable]) -> tuple[int, str]:
+    """Let the engine see the tables' pages: where it counts requests (0: in the list), and why it cannot, if it cannot."""
+    engine: Any = session.engine
+    if not getattr(engine, "takes_paged_tables", False):
+        return 0, f"engine {engine.name} knows no pages"
+    counter = 0
+    try:
+        if hasattr(engine, "share_pages"):
+            for table in tables:
+                counter = engine.share_pages(table)
+    except StreamError as error:  # memory that the device does not take
+        return 0, error.message
+    return counter, ""
 
 
 def _io(io: str) -> str:
@@ -123,6 +136,7 @@ class _Run:
         operands: Operands,
         tables: dict[int, DiskTable],
         requests: Requests,
+        counter: int,
         give_up: float | None,
     ) -> None:
         self.session = session
@@ -132,11 +146,7 @@ class _Run:
         self.requests = requests
         self.give_up = give_up
         self.opcode = loaded.paged(frozenset(tables))
-        self.counter = 0
-        share = getattr(session.engine, "share_pages", None)
-        if share is not None:
-            for table in self.tables:
-                self.counter = share(table)
+        self.counter = counter
         self.item: Any = None
         self.windows = self.rounds = 0
         self.read: dict[DiskTable, int] = dict.fromkeys(self.tables, 0)
