@@ -20,6 +20,9 @@ from common import Bench, compiled, interleave, main
 import vyre
 
 READS = (64 << 10, 128 << 10, 256 << 10, 1 << 20)
+REASON = (
+    "vyre reads 256 KiB at a time, C takes the best of four sizes, here 1 MiB; with reads of one size both are as fast"
+)
 
 
 def measure(bench: Bench) -> None:
@@ -61,7 +64,7 @@ def measure(bench: Bench) -> None:
         if library is not None:
             share = [a / b for a, b in zip(gb[f"vyre {n}"], gb[f"C pread {n}"], strict=True)]
             name = f"hot file -> float32 sum, {n} worker{'s' * (n > 1)}: speed over C pread and the same tree"
-            bench.add(name, share, "x", target=">= 0.9")
+            bench.add(name, share, "x", target=">= 0.9", reason=REASON)
 
 
 def _in_c(library: Any, fd: int, elements: int, threads: int) -> Callable[[], float]:
