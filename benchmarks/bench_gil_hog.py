@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from common import Bench, interleave, main
+from common import Bench, interleave, main, sum_by_preadv
 
 import vyre
 
@@ -64,8 +64,8 @@ def measure(bench: Bench) -> None:
 
         plain: dict[str, Callable[[], float]] = {
             "vyre": ours,
-            "preadv threads 1": lambda: _preadv(fd, part, 1),
-            "preadv threads 2": lambda: _preadv(fd, part, 2),
+            "preadv threads 1": lambda: sum_by_preadv(fd, part, 1),
+            "preadv threads 2": lambda: sum_by_preadv(fd, part, 2),
             "mmap + NumPy": lambda: float(np.memmap(path, np.float32, "r")[:part].sum(dtype=np.float64)),
         }
 
@@ -100,26 +100,6 @@ def measure(bench: Bench) -> None:
     bench.add(
         "rate beside a busy Python thread over the rate without it, 1 worker", share, "x", target=">= 0.9", must=True
     )
-
-
-def _preadv(fd: int, elements: int, threads: int) -> float:
-    """Each thread reads pieces of 1 MiB in turn into memory of its own and adds them with NumPy."""
-    piece = 1 << 20
-    sums = [0.0] * threads
-
-    def work(k: int) -> None:
-        buffer = np.empty(piece // 4, np.float32)
-        for at in range(k * piece, 4 * elements, threads * piece):
-            got = os.preadv(fd, [buffer], at)
-            sums[k] += float(buffer[: got // 4].sum(dtype=np.float64))
-
-    started = [threading.Thread(target=work, args=(k,)) for k in range(1, threads)]
-    for thread in started:
-        thread.start()
-    work(0)
-    for thread in started:
-        thread.join()
-    return sum(sums)
 
 
 if __name__ == "__main__":

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import ctypes
 import os
-import threading
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from common import Bench, compiled, interleave, main
+from common import Bench, compiled, interleave, main, sum_by_preadv
 
 import vyre
 
@@ -45,7 +44,7 @@ def measure(bench: Bench) -> None:
         candidates[f"vyre {n}"] = lambda session=session: float(session.run(program, x=column, io="hot").value)
         if library is not None:
             candidates[f"C pread {n}"] = _in_c(ctypes.CDLL(str(library)), fd, elements, n)
-        candidates[f"preadv threads {n}"] = lambda n=n: _preadv(fd, elements, n)
+        candidates[f"preadv threads {n}"] = lambda n=n: sum_by_preadv(fd, elements, n)
     candidates["mmap + NumPy"] = lambda: float(np.memmap(path, np.float32, "r").sum(dtype=np.float64))
     candidates["np.fromfile"] = lambda: float(np.fromfile(path, np.float32).sum(dtype=np.float64))
     answers = {name: call() for name, call in candidates.items()}
@@ -79,26 +78,6 @@ def _in_c(library: Any, fd: int, elements: int, threads: int) -> Callable[[], fl
     trial = interleave({str(size): lambda size=size: call(size) for size in READS}, 3)
     best = int(min(trial, key=lambda size: sorted(trial[size])[1]))
     return lambda: call(best)
-
-
-def _preadv(fd: int, elements: int, threads: int) -> float:
-    """Each thread reads pieces of 1 MiB in turn into memory of its own and adds them with NumPy."""
-    piece = 1 << 20
-    sums = [0.0] * threads
-
-    def work(k: int) -> None:
-        buffer = np.empty(piece // 4, np.float32)
-        for at in range(k * piece, 4 * elements, threads * piece):
-            got = os.preadv(fd, [buffer], at)
-            sums[k] += float(buffer[: got // 4].sum(dtype=np.float64))
-
-    started = [threading.Thread(target=work, args=(k,)) for k in range(1, threads)]
-    for thread in started:
-        thread.start()
-    work(0)
-    for thread in started:
-        thread.join()
-    return sum(sums)
 
 
 if __name__ == "__main__":
