@@ -345,3 +345,31 @@ def test_a_run_with_a_deadline_ends_in_time(session, files):
     with disk_table(files / "floats.npy", pool_bytes=POOL) as table, pytest.raises(vyre.WaitTimeout):
         session.run(twice, i=near(200_000), t=table, timeout_s=1e-6)
     assert paging.FIRST_WINDOW % 1024 == 0
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_an_interrupt_while_pages_are_read_leaves_no_frame_that_the_system_still_writes_to(
+    session, files, monkeypatch, lost
+):
+    completions, calls = home.Ring.completions, []
+    monkeypatch.setattr(home, "SEE_OUT_S", 0.3)
+
+    def interrupted(ring):
+        calls.append(ring)
+        if len(calls) == 1:
+            if lost:  # it came after completions were taken: they are never seen
+                completions(ring)
+            raise KeyboardInterrupt
+        return completions(ring)
+
+    index, floats = near(9_000), np.load(files / "floats.npy")
+    with disk_table(files / "floats.npy", io="uring") as table:
+        monkeypatch.setattr(home.Ring, "completions", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            session.run(twice, i=index, t=table)
+        assert len(calls) > 1
+        if lost:
+            with pytest.raises(BindError, match="was closed"):
+                session.run(twice, i=index, t=table)
+        else:
+            assert session.run(twice, i=index, t=table).value.tobytes() == (floats[index] * 2).tobytes()

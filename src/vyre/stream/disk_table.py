@@ -17,6 +17,7 @@ import errno
 import mmap
 import os
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Self
@@ -57,6 +58,7 @@ MIN_PAGE_BYTES: Final = 4 << 10
 MAX_PAGE_BYTES: Final = 1 << 20
 HOT_FRACTION: Final = 0.5  # cached, from here on pages are read through the page cache
 DEPTH: Final = 64  # reads in flight
+SEE_OUT_S: Final = 5.0  # for reads in flight when a run is interrupted; then the table is closed, its memory kept
 REQUESTS: Final = 1 << 15  # requests of one round that are kept; the others are made again
 
 
@@ -148,7 +150,7 @@ class DiskTable:
         name: for messages: the path.
         size: elements.
         page_bytes: how much comes into memory at a time.
-        loaded, hits_lost: pages read so far, and how many of them had been in memory before.
+        loaded: pages read so far.
         way: how pages are read, in words.
     """
 
@@ -224,9 +226,8 @@ class DiskTable:
         self._directory = np.frombuffer(memory, np.uint64, pages, at_directory)
         self._used = np.frombuffer(memory, np.uint8, pages, at_used)
         self._page_of = np.full(self.frames, -1, np.int64)
-        self._ever = np.zeros(pages, bool)
         self._hand = 0
-        self.loaded = self.hits_lost = 0
+        self.loaded = 0
         self.address = int(self._block.ctypes.data)
         self._handle = self.capabilities.grant(Capability(self, self._start, self._end, Right.READ))
         for at, value in (
@@ -313,7 +314,7 @@ class DiskTable:
                 pass  # reads go without; nothing else changes
         return self._ring
 
-    def fetch(self, pages: NDArray[np.int64], observe: Callable[[int], None] | None = None) -> None:
+    def fetch(self, pages: NDArray[np.int64]) -> None:
         """Bring pages into memory, in place of the oldest.
 
         Args:
@@ -337,10 +338,6 @@ class DiskTable:
         self._page_of[taken] = pages
         self._directory[pages] = [self._buffers[frame].address for frame in taken]
         self.loaded += len(pages)
-        self.hits_lost += int(np.count_nonzero(self._ever[pages]))
-        self._ever[pages] = True
-        if observe is not None:
-            observe(len(pages))
 
     def _length(self, page: int) -> int:
         return min(self.page_bytes, self.file.size - page * self.page_bytes)
@@ -357,22 +354,38 @@ class DiskTable:
         queue.reverse()
         flying: dict[int, tuple[int, int]] = {}
         failed: list[tuple[int, int]] = []
-        while queue or flying:
-            while queue and len(flying) < DEPTH and ring.room():
-                page, frame = queue.pop()
-                buffer = self._buffers[frame]
-                index = buffer.piece if buffer.piece < ring.registered else None
-                flying[frame] = page, frame
-                ring.read(fd, buffer.address, self.page_bytes, page * self.page_bytes, frame, index)
-            ring.submit(wait=1, timeout_s=0.05)
-            for frame, result in ring.completions():
-                page, _ = flying.pop(frame)
-                if result in (-errno.EINTR, -errno.EAGAIN):
-                    queue.append((page, frame))
-                elif result < self._length(page):  # short, or refused: the blocking way finds out why
-                    failed.append((page, frame))
+        try:
+            while queue or flying:
+                while queue and len(flying) < DEPTH and ring.room():
+                    page, frame = queue.pop()
+                    buffer = self._buffers[frame]
+                    index = buffer.piece if buffer.piece < ring.registered else None
+                    flying[frame] = page, frame
+                    ring.read(fd, buffer.address, self.page_bytes, page * self.page_bytes, frame, index)
+                ring.submit(wait=1, timeout_s=0.05)
+                for frame, result in ring.completions():
+                    page, _ = flying.pop(frame)
+                    if result in (-errno.EINTR, -errno.EAGAIN):
+                        queue.append((page, frame))
+                    elif result < self._length(page):  # short, or refused: the blocking way finds out why
+                        failed.append((page, frame))
+        except BaseException:
+            self._see_out(ring, flying)
+            raise
         for page, frame in failed:
             self._blocking(page, self._buffers[frame])
+
+    def _see_out(self, ring: Ring, flying: dict[int, tuple[int, int]]) -> None:
+        """Interrupted: wait for what is in flight, so that no frame gets another page while the system writes to it."""
+        until = time.monotonic() + SEE_OUT_S
+        while flying and time.monotonic() < until:
+            ring.submit(wait=1, timeout_s=0.05)
+            for frame, _ in ring.completions():
+                flying.pop(frame, None)
+        if flying:
+            assert self._pool is not None
+            self._pool.retire()  # never unmapped (decision 32)
+            self.close()
 
     def _blocking(self, page: int, buffer: Buffer) -> None:
         assert self._pool is not None
